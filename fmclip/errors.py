@@ -1,0 +1,33 @@
+"""The one exception family of fmclip.
+
+Every message is written for the person at the screen: what was wrong, where, and what to do about it. No message
+holds a file name, a path or a DICOM tag: scans are called by their place in the upload ("scan 3").
+"""
+
+
+class FmclipError(Exception):
+    """Base class of all errors that fmclip raises on purpose; its text can be shown to a user as it stands."""
+
+
+class ScanError(FmclipError):
+    """A file cannot be read as a scan."""
+
+
+class ReferenceSetError(FmclipError):
+    """The set of normal reference scans cannot be learned from (too few, too many, constant)."""
+
+
+class TowerError(FmclipError):
+    """A tower is unknown, cannot be loaded, or cannot do what a method asks of it."""
+
+
+class CheckpointError(FmclipError):
+    """An adapter file is damaged, of another version, or was made for another tower."""
+
+
+class NotFittedError(FmclipError):
+    """`predict` was called before `fit` or `load`."""
+
+
+class Stopped(Exception):  # noqa: N818  (a signal, not an error: the person pressed Stop)
+    """Raised out of `on_event` to end training early; the detector keeps its last good state."""
