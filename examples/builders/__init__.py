@@ -1,0 +1,1 @@
+"""Recipes of the example cases, one module per case."""
