@@ -1,0 +1,319 @@
+"""The tower: a frozen image and text encoder, the same to use whatever is inside."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmclip.errors import TowerError
+from fmclip.towers import lora
+from fmclip.towers.attention import split_attention
+from fmclip.towers.text import ClipText, HuggingFaceText, TextEncoder
+from fmclip.towers.vision import Features, Level, all_levels, default_levels
+
+
+class Tower:
+    """A frozen open_clip model: multi-level patch features, image embeddings and prompt embeddings.
+
+    Nothing in a tower is trained but the LoRA matrices of a copy made by `with_lora`; layers are in evaluation mode.
+
+    Args:
+        model: open_clip model; it belongs to the tower from here on (attention is split, parameters are frozen).
+        tokenizer: open_clip tokenizer of the model.
+        name: Name in the registry.
+        config: Architecture, as in open_clip's JSON files.
+        mean: Mean of each colour channel that the tower was trained with.
+        std: Standard deviation of each colour channel.
+        paired: Whether image and text halves were trained together.
+
+    Attributes:
+        name: Name in the registry.
+        kind: "transformer" (levels are blocks on one grid) or "cnn" (levels are scales).
+        image_size: Side S of the input in pixels.
+        paired: Whether image and text halves were trained together; if not, their cosine means nothing by itself.
+        text_width: Width D of image and text embeddings.
+        token_width: Width of a token embedding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        mean: Sequence[float],
+        std: Sequence[float],
+        paired: bool,
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self.name = name
+        self.paired = paired
+        self._visual = self._model.visual
+        self.image_size = _square_side(self._visual)
+        split_attention(self._visual)
+        self.kind: Literal["transformer", "cnn"]
+        self.kind, self._all_levels = all_levels(self._visual, self.image_size)
+        self._levels = default_levels(self.kind, self._all_levels)
+        self._text = _text_encoder(model, tokenizer)
+        self.token_width = self._text.token_width
+        device = self._text.device
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.text_width = self._text.embed_text(["scan"]).shape[1]
+        self._identity = _Identity(model, {"model": dict(config), "mean": list(mean), "std": list(std)})
+        self._adapted = False
+
+    def __repr__(self) -> str:
+        return f"Tower({self.name!r}, {self.kind}, {self.image_size} px, levels {', '.join(self.layers)})"
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over architecture, input statistics and frozen weights; the same with and without LoRA."""
+        return self._identity.digest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower is."""
+        return self._mean.device
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the levels J in use, shallow to deep: "block 12" or "stride 8"."""
+        return tuple(level.name for level in self._levels)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels C_j of each level."""
+        return tuple(level.width for level in self._levels)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns (H_j, W_j) of each level."""
+        return tuple(level.grid for level in self._levels)
+
+    @property
+    def all_layers(self) -> tuple[str, ...]:
+        """Names of all levels that `with_layers` accepts; of several levels at one stride the last counts."""
+        return tuple(dict.fromkeys(level.name for level in self._all_levels))
+
+    def with_layers(self, layers: Sequence[str]) -> Tower:
+        """Use other levels J (FusionMedCLIP sections 3 and A1 differ; MadCLIP takes blocks 6, 12, 18 and 24).
+
+        Args:
+            layers: Names out of `all_layers`, shallow to deep.
+
+        Returns:
+            A tower around the same weights.
+
+        Raises:
+            TowerError: A name is unknown, or LoRA was already put in for the levels in use.
+        """
+        if self._adapted:
+            raise TowerError("Choose the layers before adding LoRA: it is put where the chosen layers can use it.")
+        by_name: dict[str, Level] = {level.name: level for level in self._all_levels}
+        unknown = [layer for layer in layers if layer not in by_name]
+        if unknown or not layers:
+            raise TowerError(f"Unknown layers {unknown}; this tower has {', '.join(self.all_layers)}.")
+        chosen = sorted({by_name[layer] for layer in layers}, key=lambda level: level.index)
+        return self._variant(_levels=tuple(chosen))
+
+    def to(self, device: str | torch.device) -> Tower:
+        """Move the tower, with all that shares its weights, to a device and return it; `get_tower` does so once."""
+        self._model.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Subtract the tower's channel means and divide by its deviations.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+
+        Returns:
+            [B, 3, S, S].
+
+        Raises:
+            TowerError: The pixels have another shape.
+        """
+        size = self.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise TowerError(f"This tower needs pixels of shape [B, 3, {size}, {size}], not {list(pixels.shape)}.")
+        return (pixels - self._mean) / self._std
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """Multi-level patch features; gradients flow only from where LoRA is.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+
+        Returns:
+            One [B, C_j, H_j, W_j] for each level, not normalised: plain block outputs.
+        """
+        return Features(self._visual, self._indices)(self.normalise(pixels))
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """One embedding an image.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+
+        Returns:
+            [B, D], L2-normalised.
+        """
+        out = self._visual(self.normalise(pixels))
+        return F.normalize(out[0] if isinstance(out, tuple) else out, dim=-1)  # [B, D]; CoCa also returns tokens
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: N strings -> [N, D], L2-normalised, without gradient."""
+        return self._text.embed_text(texts)
+
+    def token_embeddings(self, text: str) -> Tensor:
+        """Embed the words alone, without start, end or positions: text -> [L, token_width]."""
+        return self._text.token_embeddings(text)
+
+    def embed_prompts(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Embed prompts given as token embeddings, such as a learned context followed by words; differentiable.
+
+        Start and end tokens, positions and mask are added. The context is cut after the last used token wherever that
+        leaves the result unchanged.
+
+        Args:
+            prompts: N tensors [L_i, token_width].
+
+        Returns:
+            [N, D], L2-normalised.
+
+        Raises:
+            TowerError: There is no prompt, or one has another width or more tokens than fit.
+        """
+        return self._text.embed_prompts(prompts)
+
+    def with_lora(
+        self,
+        rank: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.05,
+        *,
+        generator: torch.Generator,
+        depth: float = 1.0,
+    ) -> Tower:
+        """Make a tower with trainable LoRA around the same frozen weights (FusionMedCLIP section 3.2, Table A1).
+
+        Args:
+            rank: Rank r of each update.
+            alpha: The update is scaled by alpha / r.
+            dropout: Probability of dropping an input of the update while `train_lora(True)`.
+            generator: Draws the start; at the start the new tower equals this one.
+            depth: Share of the blocks that is adapted, counted from the last one.
+
+        Returns:
+            The new tower; this one is untouched.
+
+        Raises:
+            TowerError: There is LoRA already, a number is out of range, or nothing can be adapted.
+        """
+        if self._adapted:
+            raise TowerError("This tower has LoRA already; start from the plain one.")
+        visual = lora.add_lora(
+            self._visual,
+            self._indices,
+            self.image_size,
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            depth=depth,
+            generator=generator,
+        )
+        return self._variant(_visual=visual, _adapted=True)
+
+    def lora_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters; empty without LoRA."""
+        return list(lora.lora_tensors(self._visual).values())
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """Return copies of the LoRA matrices on the CPU, by layer; empty without LoRA."""
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in lora.lora_tensors(self._visual).items()}
+
+    def load_lora_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set the LoRA matrices.
+
+        Args:
+            state: As from `lora_state` of a tower made with the same rank and depth.
+
+        Raises:
+            TowerError: Names or shapes differ; nothing is changed then.
+        """
+        own = lora.lora_tensors(self._visual)
+        if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
+            raise TowerError("These LoRA weights were made for another tower, rank or depth.")
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(state[name])
+
+    def train_lora(self, training: bool = True) -> None:
+        """Switch dropout inside the LoRA layers on or off; batch norm always keeps its statistics."""
+        lora.set_dropout(self._visual, training)
+
+    def merged(self) -> Tower:
+        """Fold LoRA into plain layers of a new tower; this one is untouched and all other tensors are shared."""
+        if not self._adapted:
+            return self
+        return self._variant(_visual=lora.merge_lora(self._visual), _adapted=False)
+
+    @property
+    def _indices(self) -> list[int]:
+        return [level.index for level in self._levels]
+
+    def _variant(self, **changes: Any) -> Tower:
+        variant = copy.copy(self)
+        variant.__dict__.update(changes)
+        return variant
+
+
+class _Identity:
+    """The digest of a model, computed when first asked for and shared by all towers around its weights."""
+
+    def __init__(self, model: nn.Module, description: Mapping[str, Any]) -> None:
+        self._model = model
+        self._description = description
+        self._digest = ""
+
+    def digest(self) -> str:
+        if not self._digest:
+            text = json.dumps(self._description, sort_keys=True, default=str)
+            sha = hashlib.sha256(text.encode())
+            tensors = sorted(self._model.state_dict().items())
+            with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: seconds less for a large tower
+                digests = pool.map(_tensor_digest, (tensor for _, tensor in tensors))
+                for (name, tensor), digest in zip(tensors, digests, strict=True):
+                    sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + digest)
+            self._digest = sha.hexdigest()
+        return self._digest
+
+
+def _tensor_digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).digest()
+
+
+def _square_side(visual: Any) -> int:
+    size = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise TowerError(f"This image tower takes {height} x {width} pixels; only square inputs are supported.")
+    return int(height)
+
+
+def _text_encoder(model: Any, tokenizer: Any) -> TextEncoder:
+    from open_clip.hf_model import HFTextEncoder
+
+    text = getattr(model, "text", model)  # a plain CLIP holds the parts of its text tower itself
+    return HuggingFaceText(text, tokenizer) if isinstance(text, HFTextEncoder) else ClipText(text, tokenizer)

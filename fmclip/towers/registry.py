@@ -1,0 +1,92 @@
+"""Towers by name.
+
+| name | tower |
+|---|---|
+| `mini` | the embedded default, no network |
+| `ViT-L-14`, `ViT-L-14:openai` | open_clip model and the tag of its published weights; OpenAI's without a tag |
+| `hf-hub:org/model` | open_clip model on the Hugging Face hub, BiomedCLIP among them |
+| `ViT-L-14:WEIGHTS.safetensors` | open_clip model with a local file |
+| `CONFIG.json:WEIGHTS.safetensors` | any open_clip config with a local file; with a vision tower only, text is random |
+| `ViT-L-14:random` | random weights, for timing |
+| `tiny`, `tiny-resnet` | small random towers for tests |
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+
+from fmclip.errors import TowerError
+from fmclip.towers.base import Tower
+from fmclip.towers.tiny import TINY_CONFIGS
+
+MINI = "mini"
+_towers: dict[tuple[str, str], Tower] = {}
+_lock = threading.Lock()
+
+
+def get_tower(name: str = MINI, *, pretrained: str | None = None, device: str | torch.device = "cpu") -> Tower:
+    """Load a tower; a second call with the same name and device returns the same one.
+
+    Args:
+        name: See the table above.
+        pretrained: What may also stand behind the colon of the name.
+        device: Where the tower goes, such as "cpu" or "cuda".
+
+    Returns:
+        The frozen tower, shared by all callers.
+
+    Raises:
+        TowerError: The name is unknown, the weights can't be fetched, a file is not what it should be, or the device is
+            not there.
+    """
+    full = name if pretrained is None else f"{name}:{pretrained}"
+    with _lock:  # one loads, the others wait for it
+        key = (full, str(device))
+        if key not in _towers:
+            tower = _load(full)
+            try:
+                _towers[key] = tower.to(device)
+            except (RuntimeError, AssertionError) as error:  # torch raises either when there is no such device
+                raise TowerError(f"The tower does not fit on {device}, or there is no such device.") from error
+        return _towers[key]
+
+
+def list_towers() -> list[str]:
+    """List the names that need no file of one's own, the embedded tower first."""
+    import open_clip
+
+    return [MINI, *(f"{model}:{tag}" for model, tag in open_clip.list_pretrained()), *TINY_CONFIGS]
+
+
+def _load(name: str) -> Tower:
+    from fmclip.towers import openclip
+    from fmclip.towers.mini import load_mini
+
+    if name == MINI:
+        return load_mini()
+    if name in TINY_CONFIGS:
+        return openclip.load_random(name)
+    if name.startswith(openclip.HUB_PREFIX):
+        return openclip.load_hub(name)
+    stem, json_suffix, rest = name.partition(".json:")
+    architecture, weights = (stem + ".json", rest) if json_suffix else _split(name)
+    if json_suffix or _is_file_name(weights):
+        return openclip.load_file(architecture, Path(weights))
+    openclip.check_architecture(architecture)
+    if architecture == MINI or architecture in TINY_CONFIGS:
+        raise TowerError(f"The tower {architecture} has its own weights; ask for it by that name alone.")
+    if weights == openclip.RANDOM:
+        return openclip.load_random(architecture)
+    return openclip.load_tag(architecture, weights or None)
+
+
+def _split(name: str) -> tuple[str, str]:
+    architecture, _, weights = name.partition(":")
+    return architecture, weights
+
+
+def _is_file_name(weights: str) -> bool:
+    return "/" in weights or "\\" in weights or Path(weights).suffix in {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
