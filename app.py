@@ -1,0 +1,179 @@
+"""The page: three steps on one screen. Start it with `python app.py`.
+
+Environment: FMCLIP_TOWER (name of the tower, "mini"), FMCLIP_DEVICE ("auto"), GRADIO_SERVER_PORT, GRADIO_TEMP_DIR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  (hosted GPU Spaces want it before torch)
+
+import gradio as gr
+
+from fmclip.page import html, style
+from fmclip.page.cases import SCAN_TYPES, list_cases
+from fmclip.page.gpu import session_maker
+from fmclip.page.handlers import NO_QUERIES, Handlers
+from fmclip.page.tower import TowerLoader
+from fmclip.page.visitors import Visitors
+from fmclip.page.wiring import connect, token_of
+
+TOWER = os.environ.get("FMCLIP_TOWER", "mini")
+DEVICE = os.environ.get("FMCLIP_DEVICE", "auto")
+EXAMPLES = Path(__file__).parent / "examples"
+CARD_CLICK = """
+element.addEventListener('click', (event) => {
+  const card = event.target.closest('.fm-card');
+  if (card) trigger('click', {index: Number(card.dataset.index)});
+});
+"""
+
+
+def build_page(loader: TowerLoader) -> gr.Blocks:
+    """Lay out the page and wire it."""
+    cases = list_cases(EXAMPLES)
+    handlers = Handlers(Visitors(session_maker(loader.name, loader.device)), cases, loader.describe)
+    case_buttons: dict[str, gr.Button] = {}
+    parts: dict[str, Any] = {}
+
+    with gr.Blocks(title="fmclip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(html.HEADER)
+        parts["tower"] = gr.HTML(elem_id="tower")
+        with gr.Row(equal_height=True):
+            with gr.Column(elem_classes="fm-panel", min_width=340):
+                gr.HTML(html.step_title(1, "Reference scans", "4 to 32 normal scans of one type and view."))
+                with gr.Row(elem_classes="fm-cases"):
+                    for case in cases:
+                        case_buttons[case.name] = gr.Button(
+                            case.title, icon=case.thumbnail, elem_classes="fm-case", elem_id=f"case-{case.name}"
+                        )
+                parts["reference_files"] = gr.File(
+                    label="Or upload your own normal scans: PNG, JPEG, TIFF, DICOM, NIfTI",
+                    file_count="multiple",
+                    height=120,
+                    elem_id="reference-files",
+                    elem_classes="fm-file",
+                )
+                parts["references"] = gr.HTML(elem_id="references")
+                parts["reference_note"] = gr.HTML(elem_id="reference-note")
+                clear_references = gr.Button("Remove reference scans", size="sm", elem_classes="fm-quiet")
+            with gr.Column(elem_classes="fm-panel", min_width=340):
+                gr.HTML(html.step_title(2, "Adapt", "Learns prompts and adapters from anomalies made on your scans."))
+                with gr.Row():
+                    scan_type = parts["scan_type"] = gr.Dropdown(
+                        list(SCAN_TYPES),
+                        value=SCAN_TYPES[0],
+                        label="What the scans show",
+                        info="Choose, or type your own",
+                        allow_custom_value=True,
+                        min_width=200,
+                        elem_id="scan-type",
+                    )
+                    preset = gr.Radio(
+                        [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")],
+                        value="fast",
+                        label="Training",
+                        info="Times for a CPU with 2 cores",
+                        min_width=200,
+                        elem_id="preset",
+                    )
+                with gr.Row():
+                    adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
+                    stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
+                parts["status"] = gr.HTML(elem_id="status")
+                parts["loss"] = gr.HTML(elem_id="loss")
+                parts["synthetic"] = gr.HTML(elem_id="synthetic")
+                with gr.Row(elem_classes="fm-files"):
+                    parts["download"] = gr.DownloadButton(
+                        "Download adapter", size="sm", interactive=False, min_width=130, elem_id="download"
+                    )
+                    adapter_file = gr.UploadButton(
+                        "Load adapter", size="sm", file_types=[".safetensors"], min_width=130, elem_id="load"
+                    )
+        with gr.Column(elem_classes="fm-panel"):
+            gr.HTML(html.step_title(3, "Query", "Scans to be compared with the references: overlay, score and rank."))
+            parts["query_files"] = gr.File(
+                label="Upload scans to be compared",
+                file_count="multiple",
+                height=120,
+                elem_id="query-files",
+                elem_classes="fm-file",
+            )
+            parts["query_note"] = gr.HTML(elem_id="query-note")
+            parts["waiting"] = gr.HTML(html.empty(NO_QUERIES), elem_id="waiting")
+            with gr.Row(visible=False, equal_height=False) as parts["answers"]:
+                with gr.Column(scale=3, min_width=300):
+                    parts["cards"] = cards = gr.HTML(elem_id="cards", js_on_load=CARD_CLICK)
+                with gr.Column(scale=5, min_width=320):
+                    parts["slider"] = gr.ImageSlider(
+                        label="Original | overlay",
+                        format="png",
+                        interactive=False,
+                        slider_position=30,
+                        max_height=620,
+                        buttons=["fullscreen"],
+                        elem_id="slider",
+                    )
+                    parts["legend"] = gr.HTML(elem_id="legend")
+                    with gr.Row():
+                        opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=140, elem_id="opacity")
+                        threshold = parts["threshold"] = gr.Slider(
+                            0.05, 0.95, 0.5, step=0.01, label="Threshold", min_width=140, elem_id="threshold"
+                        )
+                    reset = gr.Button(
+                        "Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet"
+                    )
+                with gr.Column(scale=3, min_width=280):
+                    parts["verdict"] = gr.HTML(elem_id="verdict")
+            clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
+
+        on = partial(connect, parts)
+        for name, button in case_buttons.items():
+            on(button.click, partial(handlers.load_case, name))
+        on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"]])
+        on(clear_references.click, handlers.clear_references)
+        on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
+        on(stop.click, handlers.stop, queue=False)
+        on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
+        on(parts["query_files"].upload, handlers.add_queries, [parts["query_files"]], concurrency_limit=4)
+        on(clear_queries.click, handlers.clear_queries)
+        for slider in (opacity, threshold):
+            on(slider.input, handlers.redraw, [opacity, threshold], concurrency_limit=8, trigger_mode="always_last")
+        on(reset.click, handlers.reset_threshold)
+
+        on(cards.click, handlers.select, takes_event=True)
+        on(page.load, handlers.arrive)
+
+        def leave(request: gr.Request) -> None:
+            handlers.leave(token_of(request))
+
+        page.unload(leave)
+    return page
+
+
+def launch() -> None:
+    """Serve the page; the tower is loaded while the first visitor looks at it."""
+    loader = TowerLoader(TOWER, DEVICE)
+    page = build_page(loader)
+    page.queue(max_size=64).launch(
+        theme=style.theme(),
+        css=style.CSS,
+        ssr_mode=False,
+        max_file_size="512mb",
+        footer_links=[],
+        run_history=False,  # it would keep pictures of scans in the browser
+        prevent_thread_lock=True,
+    )
+    loader.start()
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    launch()

@@ -1,0 +1,304 @@
+"""From the scores of the reference scans to a yes/no threshold, a rank in words, and warnings about the set itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy.special import stdtrit
+
+from fmclip.errors import ReferenceSetError
+from fmclip.scans import Scan
+
+MIN_REFERENCES = 2
+MAX_REFERENCES = 64
+RECOMMENDED_REFERENCES = (4, 32)
+
+FALSE_ALARM_RATE = 0.10
+"""Share of new normal scans that may lie above the threshold."""
+OUTLIER_RATE = 0.01
+"""Share of sound reference sets in which a scan may be called an outlier."""
+RULE = "prediction bound 90 %"
+DEVIATES = "deviates"
+WITHIN = "within the references"
+
+NEAR_DUPLICATE = 0.99
+"""Correlation of thumbnails: re-encoded or mirrored copies reach 0.995 and more, other patients' scans rarely 0.98."""
+_THUMBNAIL = 32
+_MIN_RELATIVE_SPREAD = 0.01  # scores closer together than this share of their mean differ by rounding only
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the scores of the reference scans say about the score of another scan.
+
+    Attributes:
+        reference_scores: Leave-one-out score of each reference scan, in [0, 1].
+        threshold: Scores above it deviate.
+        rule: How the threshold was made.
+    """
+
+    reference_scores: tuple[float, ...]
+    threshold: float
+    rule: str = RULE
+
+    @classmethod
+    def from_scores(cls, scores: Iterable[float]) -> Calibration:
+        """Set the threshold where a new normal scan stays below in nine of ten cases.
+
+        The bound is the one-sided prediction interval for one more value of the same kind,
+        mean + t(k - 1) * sd * sqrt(1 + 1/k): with few references it keeps a larger distance, as it should. Scores that
+        `find_outliers` names are left out, so that one wrong reference scan cannot lift the threshold over everything.
+
+        Args:
+            scores: Leave-one-out scores of the k >= 2 reference scans.
+
+        Returns:
+            The calibration.
+
+        Raises:
+            ReferenceSetError: There are fewer than two scores, or one is not a number.
+        """
+        values = tuple(float(score) for score in scores)
+        if len(values) < MIN_REFERENCES or not all(map(math.isfinite, values)):
+            raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
+        outliers = find_outliers(values)
+        kept = [value for place, value in enumerate(values) if place not in outliers]
+        return cls(values, min(_prediction_bound(kept, FALSE_ALARM_RATE), 1.0))
+
+    def rank(self, score: float) -> int:
+        """Count the reference scans with a lower score."""
+        return sum(reference < score for reference in self.reference_scores)
+
+    def describe_rank(self, score: float) -> str:
+        """Word the rank; counts instead of percentages, which for a handful of scans would promise too much."""
+        count, rank = len(self.reference_scores), self.rank(score)
+        if rank == count:
+            return f"higher than all {count} reference scans"
+        if score < min(self.reference_scores):
+            return f"lower than all {count} reference scans"
+        return f"higher than {rank} of {count} reference scans"
+
+    def is_abnormal(self, score: float) -> bool:
+        """Whether a score lies above the threshold."""
+        return score > self.threshold
+
+    def verdict(self, score: float) -> str:
+        """Word the yes/no answer: "deviates" or "within the references"."""
+        return DEVIATES if self.is_abnormal(score) else WITHIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return {"reference_scores": list(self.reference_scores), "threshold": self.threshold, "rule": self.rule}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Take back what `to_dict` returned.
+
+        Raises:
+            ValueError: Something is missing or is not what it should be.
+        """
+        try:
+            scores = tuple(float(score) for score in values["reference_scores"])
+            threshold, rule = float(values["threshold"]), str(values["rule"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("the calibration is not complete") from error
+        if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES or not all(map(math.isfinite, (*scores, threshold))):
+            raise ValueError("the calibration holds values out of range")
+        return cls(scores, threshold, rule)
+
+
+@dataclass(frozen=True)
+class ReferenceWarning:
+    """Something about the reference set that a person should look at before trusting the maps.
+
+    Attributes:
+        kind: "duplicate", "near-duplicate", "size", "colour", "brightness", "contrast", "constant" or "outlier".
+        message: The sentence for the person.
+        scans: Places (from 0) of the scans meant.
+    """
+
+    kind: str
+    message: str
+    scans: tuple[int, ...]
+
+
+def require_references(scans: Sequence[Scan]) -> None:
+    """Refuse a set that nothing can be learned from.
+
+    Raises:
+        ReferenceSetError: There are too few or too many scans, one is a single flat value, or all are the same picture.
+    """
+    low, high = RECOMMENDED_REFERENCES
+    if len(scans) < MIN_REFERENCES:
+        given = "No normal scan was" if not scans else "Only one normal scan was"
+        raise ReferenceSetError(f"{given} given: at least {MIN_REFERENCES} are needed, {low} to {high} are better.")
+    if len(scans) > MAX_REFERENCES:
+        raise ReferenceSetError(
+            f"{len(scans)} normal scans were given, more than the {MAX_REFERENCES} that are learned from. "
+            f"Choose {low} to {high} typical ones."
+        )
+    constant = [scan.label for scan in scans if _is_constant(scan)]
+    if constant:
+        raise ReferenceSetError(f"{_enumerate(constant)}: the image is one flat value. Remove or replace it.")
+    if len({scan.digest for scan in scans}) == 1:
+        raise ReferenceSetError(f"All {len(scans)} normal scans are the same picture. Give different ones.")
+
+
+def check_references(scans: Sequence[Scan], scores: Sequence[float] | None = None) -> list[ReferenceWarning]:
+    """Look for what goes wrong most often with reference sets: copies, mixed scan types, outliers.
+
+    Args:
+        scans: The k reference scans.
+        scores: Their leave-one-out scores, once there are some.
+
+    Returns:
+        Warnings, the plainest first; empty when nothing stands out.
+    """
+    warnings = [
+        ReferenceWarning("constant", f"{scan.label}: the image is one flat value. Remove it.", (place,))
+        for place, scan in enumerate(scans)
+        if _is_constant(scan)
+    ]
+    warnings += _check_copies(scans)
+    warnings += _check_shapes(scans)
+    warnings += _check_colours(scans)
+    warnings += _check_intensities(scans)
+    for place in sorted(find_outliers(scores)) if scores is not None else []:
+        message = f"{scans[place].label} looks unlike the other {len(scans) - 1}: keep it?"
+        warnings.append(ReferenceWarning("outlier", message, (place,)))
+    return warnings
+
+
+def find_outliers(scores: Sequence[float]) -> set[int]:
+    """Find scores that lie far above all others.
+
+    A score stands out if it lies above the prediction bound of the others, at a false alarm rate for the whole set. The
+    highest is looked at first, and the next one against the rest, so that two outliers do not hide each other; at most
+    a quarter of the set is named.
+
+    Args:
+        scores: Leave-one-out scores of the reference scans.
+
+    Returns:
+        Places (from 0) of the outliers; always empty for fewer than four scores.
+    """
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    outliers: set[int] = set()
+    for count in range(1, len(scores) // 4 + 1):
+        rest = [scores[place] for place in order[count:]]
+        if scores[order[count - 1]] > _prediction_bound(rest, OUTLIER_RATE / len(scores)):
+            outliers = set(order[:count])
+    return outliers
+
+
+def _prediction_bound(values: Sequence[float], rate: float) -> float:
+    """Bound that one more value of the same normal distribution exceeds with probability `rate`."""
+    count, mean = len(values), float(np.mean(values))
+    spread = max(float(np.std(values, ddof=1)), _MIN_RELATIVE_SPREAD * abs(mean))
+    return mean + float(stdtrit(count - 1, 1 - rate)) * spread * math.sqrt(1 + 1 / count)
+
+
+def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:
+    """Name pairs with equal pixels, and pairs that are one picture saved twice or mirrored."""
+    if len(scans) < 2:
+        return []
+    plain = np.stack([_thumbnail(scan) for scan in scans])  # [k, 32, 32]
+    flat = plain.reshape(len(scans), -1)
+    mirrored = plain[:, :, ::-1].reshape(len(scans), -1)
+    alike = np.maximum(flat @ flat.T, flat @ mirrored.T)  # [k, k] correlations
+    warnings = []
+    for a, b in itertools.combinations(range(len(scans)), 2):
+        pair = f"{scans[a].label} and {scans[b].label}"
+        if scans[a].digest == scans[b].digest:
+            message = f"{pair} are the same picture: the second adds nothing. Remove one."
+            warnings.append(ReferenceWarning("duplicate", message, (a, b)))
+        elif alike[a, b] > NEAR_DUPLICATE and 0.95 < _aspect(scans[a]) / _aspect(scans[b]) < 1.05:
+            message = f"{pair} are almost the same picture: the second adds little."
+            warnings.append(ReferenceWarning("near-duplicate", message, (a, b)))
+    return warnings
+
+
+def _check_shapes(scans: Sequence[Scan]) -> list[ReferenceWarning]:
+    """Name scans whose proportions or size are far from those of most."""
+    aspects = np.log([_aspect(scan) for scan in scans])
+    sizes = np.log([math.sqrt(scan.height * scan.width) for scan in scans])
+    odd = (abs(aspects - np.median(aspects)) > math.log(1.6)) | (abs(sizes - np.median(sizes)) > math.log(3))
+    return [
+        ReferenceWarning(
+            "size",
+            f"{scans[place].label} ({scans[place].width} x {scans[place].height} pixels) has another shape or size "
+            "than most: is it the same kind of scan?",
+            (place,),
+        )
+        for place in np.flatnonzero(odd).tolist()
+    ]
+
+
+def _check_colours(scans: Sequence[Scan]) -> list[ReferenceWarning]:
+    """Name the minority where grey and coloured scans are mixed."""
+    coloured = np.array([_is_coloured(scan) for scan in scans], dtype=bool)
+    if coloured.all() or not coloured.any():
+        return []
+    is_minority_coloured = coloured.sum() * 2 <= len(scans)
+    places = np.flatnonzero(coloured == is_minority_coloured).tolist()
+    names = _enumerate([scans[place].label for place in places])
+    this, other = ("coloured", "grey") if is_minority_coloured else ("grey", "coloured")
+    verb = "is" if len(places) == 1 else "are"
+    message = f"{names} {verb} {this}, the others {other}: are they the same kind of scan?"
+    return [ReferenceWarning("colour", message, tuple(places))]
+
+
+def _check_intensities(scans: Sequence[Scan]) -> list[ReferenceWarning]:
+    """Name scans that are much brighter, darker, flatter or harsher than the others."""
+    if len(scans) < 4:
+        return []
+    warnings = []
+    brightness = [float(scan.pixels.mean()) for scan in scans]
+    contrast = [float(scan.pixels.std()) for scan in scans]
+    for kind, high, low, values, visible in (  # smaller differences than `visible` are seen by nobody
+        ("brightness", "brighter", "darker", brightness, 0.02),
+        ("contrast", "richer in contrast", "poorer in contrast", contrast, 0.01),
+    ):
+        distance = np.array(values) - np.median(values)
+        spread = max(1.4826 * float(np.median(abs(distance))), visible)
+        for place in np.flatnonzero(abs(distance) > 5 * spread).tolist():
+            word = high if distance[place] > 0 else low
+            message = f"{scans[place].label} is much {word} than the others: is it the same kind of scan?"
+            warnings.append(ReferenceWarning(kind, message, (place,)))
+    return warnings
+
+
+def _grey(scan: Scan) -> np.ndarray:
+    return scan.pixels if scan.pixels.ndim == 2 else scan.pixels.mean(axis=2)
+
+
+def _thumbnail(scan: Scan) -> np.ndarray:
+    """Return [32, 32] with mean 0 and norm 1, so that a product of two is their correlation; 0 for a flat scan."""
+    small = cv2.resize(_grey(scan), (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    small = small - small.mean()
+    return small / max(float(np.linalg.norm(small)), 1e-6)
+
+
+def _aspect(scan: Scan) -> float:
+    return scan.width / scan.height
+
+
+def _is_constant(scan: Scan) -> bool:
+    return bool(scan.pixels.min() == scan.pixels.max())
+
+
+def _is_coloured(scan: Scan) -> bool:
+    """Whether the channels differ visibly; grey pictures are often saved with three equal channels."""
+    if scan.pixels.ndim == 2:
+        return False
+    return float((scan.pixels.max(axis=2) - scan.pixels.min(axis=2)).mean()) > 0.02
+
+
+def _enumerate(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

@@ -1,0 +1,258 @@
+"""The same core from a shell: `adapt`, `predict` and `evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
+from fmclip.checkpoint import load_adapter, save_adapter
+from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
+from fmclip.errors import FmclipError, ScanError
+from fmclip.evaluation import Half, Plan, Protocol, Row, environment, load_datasets, run_plan, summarise
+from fmclip.evaluation.tables import percent
+from fmclip.figures import overlay, save_map, save_picture
+from fmclip.scans import find_scan_files, read_scan, read_scans
+from fmclip.session import resolve_device
+from fmclip.towers import Tower, get_tower
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Learn from a handful of normal scans; map where new scans deviate. Research use, not a medical device.",
+)
+
+
+class Preset(str, Enum):
+    """How long to train."""
+
+    FAST = "fast"
+    FULL = "full"
+
+
+ScanPaths = Annotated[list[Path], typer.Argument(metavar="SCAN_OR_FOLDER...", help="Scans, or folders of scans.")]
+TowerName = Annotated[str, typer.Option(help='"mini", or any open_clip model ("ViT-L-14:openai", "hf-hub:org/name").')]
+DeviceName = Annotated[str, typer.Option(help='"auto" takes a GPU when there is one; or "cpu", "cuda", "cuda:1".')]
+
+
+@app.command()
+def adapt(
+    scans: ScanPaths,
+    out: Annotated[Path, typer.Option(help="Adapter file to write (.safetensors).")],
+    scan_type: Annotated[str, typer.Option(help='What the scans show, such as "brain MRI".')] = "medical scan",
+    tower: TowerName = "mini",
+    preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
+    seed: Annotated[int, typer.Option(help="Start of all random draws.")] = 0,
+    device: DeviceName = "auto",
+) -> None:
+    """Learn from normal scans and save an adapter."""
+    with _readable_errors():
+        if out.is_dir():
+            raise FmclipError("--out is a folder: give the name of the adapter file to write.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        normals, errors = read_scans(find_scan_files(scans))
+        _warn(*map(str, errors))
+        require_references(normals)
+        detector = _new_detector(_tower(tower, device), preset, scan_type, seed)
+        with _progress() as progress:
+            detector.fit(normals, on_event=_shown_on(progress))
+        scores = detector.reference_scores_
+        assert scores is not None, "a fitted detector has scores"
+        calibration = Calibration.from_scores(scores)
+        save_adapter(out, detector, calibration)
+        _warn(*(warning.message for warning in check_references(normals, scores)))
+        typer.echo(f"Adapter saved: {len(normals)} reference scans, threshold {calibration.threshold:.3f}.")
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Adapter file from `adapt`.")],
+    scans: ScanPaths,
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv, overlays and maps.")],
+    device: DeviceName = "auto",
+) -> None:
+    """Score scans and map where they deviate from what the adapter was learned from."""
+    with _readable_errors():
+        detector, calibration = load_adapter(adapter, device=resolve_device(device))
+        files = find_scan_files(scans)
+        out.mkdir(parents=True, exist_ok=True)
+        found = 0
+        with _progress() as progress, (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["file", "score", "threshold", "verdict", "rank"])
+            numbered = enumerate(zip(files, _distinct_stems(files), strict=True), start=1)
+            for number, (path, stem) in progress.track(numbered, total=len(files), description="scans"):
+                try:
+                    scan = read_scan(path, label=f"scan {number}")  # one at a time: a folder may hold thousands
+                except ScanError as error:
+                    _warn(str(error))
+                    continue
+                (prediction,) = detector.predict([scan])
+                score, threshold = prediction.score, calibration.threshold
+                words = calibration.verdict(score), calibration.describe_rank(score)
+                table.writerow([path, f"{score:.6f}", f"{threshold:.6f}", *words])
+                save_picture(out / f"{stem}_overlay.png", overlay(scan, prediction.map, threshold))
+                save_map(out / f"{stem}_map.png", prediction.map)
+                found += 1
+        if not found:
+            raise ScanError("None of the files could be read as a scan; nothing was mapped.")
+        typer.echo(f"{found} of {len(files)} files mapped.")
+
+
+@app.command()
+def evaluate(
+    root: Annotated[Path, typer.Argument(help="Holds manifest.csv, or NAME/normal, NAME/abnormal, NAME/masks.")],
+    dataset: Annotated[list[str] | None, typer.Option(help="May be repeated; all datasets if left out.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="May be repeated; all methods if left out.")] = None,
+    tower: TowerName = "mini",
+    k: Annotated[list[int] | None, typer.Option(help="Reference scans; repeated, 4 8 16 32 if left out.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of draws: seeds 0, 1, ...")] = 3,
+    preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
+    protocol: Annotated[
+        Protocol, typer.Option(help="unique: one scan per group, no twin of a reference; raw: groups are ignored.")
+    ] = Protocol.UNIQUE,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
+    half: Annotated[Half, typer.Option(help="Part of the groups: choose on tuning, report on report.")] = Half.ALL,
+    device: DeviceName = "auto",
+) -> None:
+    """Measure methods on scans with known answers: image and pixel AUROC for each k and seed."""
+    with _readable_errors():
+        plan = Plan(
+            datasets=load_datasets(root, dataset),
+            methods=_methods(method),
+            ks=_reference_counts(k),
+            seeds=range(seeds),
+            preset=preset.value,
+            protocol=protocol,
+            half=half,
+        )
+        rows: list[Row] = []
+        with _progress() as progress:
+            task = progress.add_task("evaluate", total=1.0)
+
+            def show(share: float, text: str) -> None:
+                progress.update(task, completed=share, description=text)
+
+            for row in run_plan(plan, _tower(tower, device), on_progress=show, on_skip=_warn):
+                rows.append(row)
+                if json_file is not None:  # each time: a long run that is cut short keeps what it has measured
+                    _write_json(json_file, {"rows": [asdict(row) for row in rows], "environment": environment()})
+        if not rows:
+            raise FmclipError("Nothing was measured: choose a smaller --k or a larger dataset.")
+        _print_table(rows)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _new_detector(tower: Tower, preset: Preset, scan_type: str, seed: int) -> Detector:
+    detector_class = DETECTORS[DEFAULT_DETECTOR]
+    config_class: Any = detector_class.config_class
+    return detector_class(tower, config_class.preset(preset.value, scan_type=scan_type, seed=seed))
+
+
+def _tower(name: str, device: str) -> Tower:
+    return get_tower(name, device=resolve_device(device))
+
+
+def _methods(names: Sequence[str] | None) -> list[str]:
+    unknown = [name for name in names or () if name not in DETECTORS]
+    if unknown:
+        raise FmclipError(f"No method is called {', '.join(unknown)}; there are {', '.join(DETECTORS)}.")
+    return list(dict.fromkeys(names or DETECTORS))
+
+
+def _reference_counts(ks: Sequence[int] | None) -> list[int]:
+    wanted = list(dict.fromkeys(ks or (4, 8, 16, 32)))
+    if not all(MIN_REFERENCES <= k <= MAX_REFERENCES for k in wanted):
+        raise FmclipError(f"--k must lie between {MIN_REFERENCES} and {MAX_REFERENCES}.")
+    return wanted
+
+
+def _distinct_stems(files: Sequence[Path]) -> list[str]:
+    """Name the outputs of each file: its stem, with a number where two would overwrite each other."""
+    taken: set[str] = set()
+    stems = []
+    for path in files:
+        stem = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+        candidate, number = stem, 1
+        while candidate.lower() in taken:  # some file systems do not tell upper from lower case
+            number += 1
+            candidate = f"{stem}-{number}"
+        taken.add(candidate.lower())
+        stems.append(candidate)
+    return stems
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    table = Table(box=None)
+    for title in ("dataset", "method", "k", "image AUROC", "pixel AUROC", "fit s", "ms/scan"):
+        table.add_column(title, no_wrap=True)
+    for own in summarise(rows):
+        figures = percent(own.image_auroc), percent(own.pixel_auroc), f"{own.fit_seconds:.1f}", f"{own.ms_per_scan:.0f}"
+        table.add_row(own.dataset, own.method, str(own.k), *figures)
+    Console().print(table)
+
+
+def _progress() -> Progress:
+    """Make a progress bar on stderr, so that stdout can be piped."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _shown_on(progress: Progress) -> OnEvent:
+    """Make a listener that gives each stage a bar of its own."""
+    tasks: dict[str, Any] = {}
+
+    def show(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            tasks[event.stage] = progress.add_task(event.stage, total=event.steps or None)
+        elif isinstance(event, Step):
+            text = f"{event.stage}, loss {event.loss:.3f}"
+            progress.update(tasks[event.stage], completed=event.step, description=text)
+
+    return show
+
+
+def _warn(*texts: str) -> None:
+    for text in texts:
+        Console(stderr=True).print(f"[yellow]Note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Show what went wrong as one line on stderr and leave with exit code 1."""
+    try:
+        yield
+        return
+    except FmclipError as error:
+        text = str(error)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        text = f"A file or folder could not be read or written: {error.strerror or 'the system refused it'}."
+    except torch.OutOfMemoryError:
+        text = "The device ran out of memory. Use fewer scans, a smaller tower, or --device cpu."
+    Console(stderr=True).print(f"[red]Error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(1)

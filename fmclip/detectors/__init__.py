@@ -1,0 +1,31 @@
+"""Detectors by name; a new method is one file beside this one and one line in `DETECTORS`."""
+
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction
+from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, SyntheticExample, SyntheticExamples
+from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
+from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
+
+DETECTORS: dict[str, type[Detector]] = {
+    FusionMedCLIP.name: FusionMedCLIP,
+    PatchMemory.name: PatchMemory,
+}
+DEFAULT_DETECTOR = FusionMedCLIP.name
+
+__all__ = [
+    "DEFAULT_DETECTOR",
+    "DETECTORS",
+    "Detector",
+    "DetectorConfig",
+    "Event",
+    "FusionMedCLIP",
+    "FusionMedCLIPConfig",
+    "OnEvent",
+    "PatchMemory",
+    "PatchMemoryConfig",
+    "Prediction",
+    "Ready",
+    "StageStarted",
+    "Step",
+    "SyntheticExample",
+    "SyntheticExamples",
+]

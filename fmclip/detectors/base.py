@@ -1,0 +1,141 @@
+"""The protocol of all detectors: constructed with its config, `fit` on normal scans, `predict` maps.
+
+A new method is one file with a frozen config, a class and one line in `DETECTORS` (fmclip/detectors/__init__.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmclip.detectors.events import OnEvent
+from fmclip.errors import NotFittedError
+from fmclip.scans import Letterbox, Scan, letterbox
+from fmclip.towers import Tower
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a detector says about one scan.
+
+    Attributes:
+        map: [H, W] float32 in [0, 1] on the source pixels; higher is more unlike the references.
+        score: Score of the whole scan in [0, 1], on the scale of the map.
+        parts: Further maps [H, W] in [0, 1] on the source pixels that the map was made of, by name, for those who ask
+            why ("patch memory", "learned").
+    """
+
+    map: np.ndarray
+    score: float
+    parts: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What every detector can be told.
+
+    Attributes:
+        scan_type: What the scans show, as the person says it ("brain MRI"); goes into prompts and synthesis.
+        seed: Start of all random draws.
+    """
+
+    scan_type: str = "medical scan"
+    seed: int = 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DetectorConfig:
+        """Build from a plain dictionary (JSON lists become tuples), ignoring nothing.
+
+        Raises:
+            TypeError: A field is unknown.
+        """
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Detector(ABC):
+    """Learns from normal scans, maps where others deviate.
+
+    Args:
+        tower: Frozen tower; never changed.
+        config: The method's own config; None takes the defaults.
+
+    Attributes:
+        reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[DetectorConfig]]
+
+    def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
+        self.tower = tower
+        self.config: Any = config if config is not None else self.config_class()
+        self.reference_scores_: tuple[float, ...] | None = None
+
+    @abstractmethod
+    def fit(
+        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+    ) -> Detector:
+        """Learn from reference scans.
+
+        Args:
+            normals: k normal scans, at least 2.
+            abnormals: Abnormal scans, for methods that can use them.
+            on_event: Called with each event; raising `Stopped` ends the fit early and keeps the last good state.
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            ReferenceSetError: The set cannot be learned from.
+        """
+
+    @abstractmethod
+    def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
+        """Map scans, each on its own: no scan's answer depends on the others.
+
+        Raises:
+            NotFittedError: Neither `fit` nor `load_state` was called.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return what was learned, as tensors on the CPU for the checkpoint (`reference_scores_` apart)."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned; the tower must be the same.
+
+        Raises:
+            CheckpointError: A tensor is missing or has another shape.
+        """
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `predict` can be called."""
+        return self.reference_scores_ is not None
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            raise NotFittedError("This detector has seen no reference scans yet: adapt it to normal scans first.")
+
+
+def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list[Letterbox]]:
+    """Letterbox scans to the size of the tower.
+
+    Returns:
+        pixels [B, 3, S, S] in [0, 1] and content [B, S, S] bool on the tower's device; the way back for each scan.
+    """
+    squares, boxes = zip(*(letterbox(scan, tower.image_size) for scan in scans), strict=True)
+    pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()  # [B, 3, S, S]
+    content = torch.from_numpy(np.stack([box.content_mask() for box in boxes]))  # [B, S, S]
+    return pixels.to(tower.device), content.to(tower.device), list(boxes)

@@ -1,0 +1,50 @@
+"""Evidence maps (1 = as odd as the oddest patch of a reference scan) and the predictions made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from fmclip.detectors.base import Prediction
+from fmclip.maps import resize_map
+from fmclip.scans import Letterbox
+
+SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
+
+
+def to_unit(evidence: Tensor) -> Tensor:
+    """Bring evidence >= 0 to [0, 1], with 0.5 at evidence 1; strictly increasing, so ranks and AUROC stay the same."""
+    power = evidence.clamp_min(0) ** SHARPNESS
+    return power / (1 + power)
+
+
+def image_scores(evidence: Tensor) -> Tensor:
+    """Image score: maximum of the map (FusionMedCLIP Eq. 15): [B, h, w] -> [B]."""
+    return evidence.flatten(1).amax(dim=1)
+
+
+def predictions(
+    parts: Mapping[str, Tensor], evidence: Tensor, boxes: Sequence[Letterbox], size: int
+) -> list[Prediction]:
+    """Bring evidence maps back to the source pixels.
+
+    Args:
+        parts: Evidence maps [B, h, w] that the answer was made of, by name.
+        evidence: [B, h, w], the answer.
+        boxes: The way back for each scan.
+        size: S, side of the letterboxed square.
+    """
+    scores = to_unit(image_scores(evidence)).tolist()
+    full = _restore(evidence, boxes, size)
+    restored = {name: _restore(part, boxes, size) for name, part in parts.items()}
+    return [
+        Prediction(map=full[i], score=float(scores[i]), parts={name: maps[i] for name, maps in restored.items()})
+        for i in range(len(boxes))
+    ]
+
+
+def _restore(evidence: Tensor, boxes: Sequence[Letterbox], size: int) -> list[np.ndarray]:
+    squares = resize_map(to_unit(evidence), (size, size)).cpu().numpy()  # [B, S, S]
+    return [box.restore(square) for box, square in zip(boxes, squares, strict=True)]

@@ -1,0 +1,267 @@
+"""FusionMedCLIP: prompts and adapters learned from k normal scans and the anomalies synthesised on them.
+
+Stage 2 (`training.train_stage2`) learns UMLS-initialised prompts and alignment adapters on the frozen tower, stage 3
+(`training.train_stage3`) also LoRA and block adapters. Stage 1, the medical pre-training, is a property of the tower.
+
+What differs from the dissertation, with figures in benchmarks/NOTES.md: the alignment adapters read the *residual* of
+each patch to its nearest reference patch instead of the plain feature (`features`), and the learned map answers
+together with the patch memory (`learned_weight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fmclip.calibration import require_references
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, ignore
+from fmclip.detectors.evidence import image_scores, predictions, to_unit
+from fmclip.detectors.network import FusionNetwork
+from fmclip.detectors.patch_memory import BATCH, batched_features, memory_map
+from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
+from fmclip.errors import CheckpointError, Stopped, TowerError
+from fmclip.maps import average_maps, smooth_map
+from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, patch_content
+from fmclip.scans import Scan
+from fmclip.synthesis import SyntheticScan
+from fmclip.towers import Tower
+
+SHOWN_EXAMPLES = 8
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class FusionMedCLIPConfig(DetectorConfig):
+    """Settings; the defaults are Table A1's where the table has them."""
+
+    context_tokens: int = _setting(8, "M, learned context vectors of each prompt (Table A1)")
+    batch_size: int = _setting(8, "scans in a training step (Table A1)")
+    stage2_epochs: int = _setting(200, "epochs of stage 2; one epoch shows k synthetic scans (Table A1)")
+    stage3_epochs: int = _setting(200, "epochs of stage 3; 0 leaves it out (Table A1)")
+    prompt_lr: float = _setting(1e-3, "learning rate of the contexts (Table A1)")
+    alignment_lr: float = _setting(1e-3, "learning rate of the alignment adapters (Table A1)")
+    lora_rank: int = _setting(8, "rank of LoRA (Table A1)")
+    lora_alpha: float = _setting(16.0, "LoRA updates are scaled by alpha / rank (Table A1)")
+    lora_dropout: float = _setting(0.05, "dropout in front of LoRA (Table A1)")
+    lora_lr: float = _setting(3e-5, "learning rate of LoRA (Table A1)")
+    lora_depth: float = _setting(1.0, "share of the blocks with LoRA, counted from the last")
+    block_bottleneck: int = _setting(64, "bottleneck of the block adapters (Table A1)")
+    block_dropout: float = _setting(0.1, "dropout in the block adapters (Table A1)")
+    block_lr: float = _setting(5e-5, "learning rate of the block adapters (Table A1)")
+    weight_decay: float = _setting(0.01, "weight decay of AdamW (Table A1)")
+    image_weight: float = _setting(1.0, "weight of the focal loss on the image score (Table A1)")
+    pixel_weight: float = _setting(1.0, "weight of the dice loss on the map (Table A1)")
+    score_top: float = _setting(0.0, "share of the map whose mean is the image score in training; 0 takes the maximum")
+    temperature: float = _setting(0.07, "temperature at the start (Table A1)")
+    learn_temperature: bool = _setting(True, "whether the temperature is learned (section 3.3.3)")
+    features: Literal["residual", "raw"] = _setting(
+        "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
+    )
+    pool_size: int = _setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
+    learned_weight: float = _setting(0.1, "weight of the learned map's log-odds beside the log of the memory map")
+    shrinkage: float = _setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
+    smoothing: float = _setting(0.6, "sigma of the Gaussian over the memory map, in patches")
+
+    @classmethod
+    def preset(cls, name: str = "full", **overrides: Any) -> FusionMedCLIPConfig:
+        """`full`: both stages; `fast`: a short stage 2 only.
+
+        Raises:
+            ValueError: There is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}; there are {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"stage2_epochs": 50, "stage3_epochs": 0, "pool_size": 96},
+    "full": {"stage3_epochs": 25},
+}
+
+
+class FusionMedCLIP(Detector):
+    """See the module; `network.FusionNetwork` holds what is trained.
+
+    Attributes:
+        memory_: Patch memory of the references, under the tower in use.
+        network_: Prompts, adapters and temperature; None while only the memory has been learned.
+        adapted_: The tower in use: `tower` itself, or one with the LoRA of stage 3 merged.
+        learned_level_: Mean over the references of the largest leave-one-out log-odds of the learned map.
+    """
+
+    name = "fusionmedclip"
+    config_class = FusionMedCLIPConfig
+
+    memory_: ReferenceMemory
+    network_: FusionNetwork | None = None
+    adapted_: Tower
+    learned_level_: float = 0.0
+
+    def fit(
+        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+    ) -> FusionMedCLIP:
+        """Learn the memory, then stage 2, then stage 3; each is announced by `Ready` and refines the same map."""
+        require_references(normals)
+        on_event = on_event or ignore
+        generator = torch.Generator().manual_seed(self.config.seed)
+        pixels, content, _ = to_pixels(normals, self.tower)
+        try:
+            on_event(StageStarted("patch memory", 0))
+            self._settle(self.tower, None, pixels, content)
+            on_event(Ready("patch memory", self))
+            pool = synthesise(pixels, content, self.config, generator, on_event)
+            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=False)))
+            network = FusionNetwork(self.tower, self.memory_.views, self.config, generator)
+            train_stage2(network, self.tower, self.memory_, pool, self.config, generator, on_event)
+            self._settle(self.tower, network, pixels, content)
+            on_event(Ready("stage 2", self))
+            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=True)))
+            if self.config.stage3_epochs > 0:
+                self._stage3(network, pixels, content, pool, generator, on_event)
+        except Stopped:
+            if not self.is_fitted:
+                raise
+        return self
+
+    def _stage3(
+        self,
+        network: FusionNetwork,
+        pixels: Tensor,
+        content: Tensor,
+        pool: Pool,
+        generator: torch.Generator,
+        on_event: OnEvent,
+    ) -> None:
+        refined = network.with_block_adapters(self.tower, self.config, generator)
+        tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, on_event)
+        self._settle(tower, refined, pixels, content)
+        on_event(Ready("stage 3", self))
+        on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=True)))
+
+    @torch.no_grad()
+    def _settle(self, tower: Tower, network: FusionNetwork | None, pixels: Tensor, content: Tensor) -> None:
+        """Make tower and network the ones that answer: memory and leave-one-out scores under them, in one go."""
+        features = batched_features(tower, pixels)
+        if network is not None:
+            features = network.refine(features)
+        memory = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
+        own = torch.arange(pixels.shape[0], device=pixels.device)
+        memory_maps, log_odds = self._maps(features, content, memory, network, own)
+        level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
+        evidence = self._combine(memory_maps, log_odds, level)
+        self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
+        self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
+
+    def _maps(
+        self,
+        features: list[Tensor],
+        content: Tensor,
+        memory: ReferenceMemory,
+        network: FusionNetwork | None,
+        own: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Memory map [B, h, w] and log-odds of the learned map [B, h, w] (None without a network)."""
+        distances, residuals = memory.compare(features, own, residuals=network is not None)
+        memory_maps = memory_map(distances, content, self.config.smoothing)
+        if network is None:
+            return memory_maps, None
+        maps = network(features, residuals, network.prompts(self.tower))
+        learned = smooth_map(average_maps(maps, tuple(memory_maps.shape[-2:])), self.config.smoothing)
+        inside = patch_content(content, memory_maps.shape[-2:])
+        return memory_maps, torch.logit(learned * inside, eps=1e-6)  # lowest on bars
+
+    def _combine(self, memory_maps: Tensor, log_odds: Tensor | None, level: float) -> Tensor:
+        """Evidence [B, h, w]: memory map times exp(weight * log-odds above the references' level)."""
+        if log_odds is None:
+            return memory_maps
+        learned = (self.config.learned_weight * (log_odds - level)).exp()
+        return memory_maps * learned
+
+    @torch.no_grad()
+    def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
+        """Map each scan by memory and learned map together."""
+        self._require_fit()
+        found: list[Prediction] = []
+        for start in range(0, len(scans), BATCH):
+            pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+            memory_maps, log_odds, evidence = self._answer(pixels, content)
+            parts = {"patch memory": memory_maps}
+            if log_odds is not None:
+                parts["learned"] = (self.config.learned_weight * (log_odds - self.learned_level_)).exp()
+            found += predictions(parts, evidence, boxes, self.tower.image_size)
+        return found
+
+    def _answer(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        features = self.adapted_.features(pixels)
+        if self.network_ is not None:
+            features = self.network_.refine(features)
+        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_)
+        return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_)
+
+    @torch.no_grad()
+    def _examples(self, scans: Sequence[SyntheticScan], *, with_map: bool) -> tuple[SyntheticExample, ...]:
+        shown = []
+        for scan in scans:
+            heat = None
+            if with_map:
+                pixels = torch.from_numpy(scan.image).permute(2, 0, 1)[None].to(self.tower.device)
+                content = torch.ones(1, *scan.mask.shape, dtype=torch.bool, device=pixels.device)
+                *_, evidence = self._answer(pixels, content)
+                heat = average_maps([to_unit(evidence)], self.tower.image_size)[0].cpu().numpy()
+            text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
+            shown.append(SyntheticExample(scan.image, scan.mask, heat, text, scan.to_dict()))
+        return tuple(shown)
+
+    def state(self) -> dict[str, Tensor]:
+        """Memory, prompts, adapters, temperature, and the tower's LoRA where stage 3 has run."""
+        self._require_fit()
+        state = self.memory_.state()
+        state["learned_level"] = torch.tensor(self.learned_level_)
+        if self.network_ is not None:
+            state |= {f"network.{name}": value.detach().cpu() for name, value in self.network_.state_dict().items()}
+            state |= {f"lora.{name}": value for name, value in self.network_.lora_state.items()}
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        assert self.reference_scores_ is not None, "the checkpoint sets the reference scores first"
+        views = default_views(self.tower.grids)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        network_state = _with_prefix(state, "network.")
+        lora_state = _with_prefix(state, "lora.")
+        try:
+            memory = ReferenceMemory.from_state(state, views, len(self.reference_scores_), self.tower.device)
+            level = float(state["learned_level"])
+            network, tower = None, self.tower
+            if network_state:
+                network = FusionNetwork(self.tower, views, self.config, generator)
+                if any(name.startswith("block.") for name in network_state):
+                    network = network.with_block_adapters(self.tower, self.config, generator)
+                network.load_state_dict(network_state)
+                network.lora_state = lora_state
+            if lora_state:
+                adapted = self.tower.with_lora(
+                    self.config.lora_rank,
+                    self.config.lora_alpha,
+                    0.0,
+                    generator=generator,
+                    depth=self.config.lora_depth,
+                )
+                adapted.load_lora_state(lora_state)
+                tower = adapted.merged()
+        except (KeyError, ValueError, RuntimeError, TowerError) as error:
+            raise CheckpointError("The adapter file lacks parts or holds parts of the wrong size; adapt again.") from error
+        self.memory_, self.network_, self.adapted_, self.learned_level_ = memory, network, tower, level
+
+
+def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,110 @@
+"""Patch memory: the distance of each patch to the nearest patch of the reference scans; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmclip.calibration import require_references
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
+from fmclip.detectors.evidence import image_scores, predictions, to_unit
+from fmclip.errors import CheckpointError
+from fmclip.maps import smooth_map
+from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, patch_content
+from fmclip.scans import Scan
+
+BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
+
+
+@dataclass(frozen=True)
+class PatchMemoryConfig(DetectorConfig):
+    """Settings of the patch memory.
+
+    Attributes:
+        shrinkage: Share of the isotropic part in the residual covariance.
+        smoothing: Sigma of the Gaussian over the patch map, in patches.
+    """
+
+    shrinkage: float = field(default=SHRINKAGE, metadata={"help": "isotropic share of the residual covariance"})
+    smoothing: float = field(default=0.6, metadata={"help": "sigma of the Gaussian over the patch map, in patches"})
+
+    @classmethod
+    def preset(cls, name: str = "full", **overrides: Any) -> PatchMemoryConfig:
+        """Nothing is trained, so all presets are the same."""
+        return cls(**overrides)
+
+
+class PatchMemory(Detector):
+    """See the module and `fmclip.memory`.
+
+    Attributes:
+        memory_: The patches of the references, after `fit`.
+    """
+
+    name = "patch_memory"
+    config_class = PatchMemoryConfig
+
+    memory_: ReferenceMemory
+
+    @torch.no_grad()
+    def fit(
+        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+    ) -> PatchMemory:
+        """Remember the patches of the references; abnormal scans are not used."""
+        require_references(normals)
+        on_event = on_event or ignore
+        on_event(StageStarted("patch memory", 0))
+        pixels, content, _ = to_pixels(normals, self.tower)
+        features = batched_features(self.tower, pixels)
+        self.memory_ = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
+        own = torch.arange(len(normals), device=pixels.device)
+        maps = self._evidence(features, content, own)
+        self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
+        on_event(Ready("patch memory", self))
+        return self
+
+    @torch.no_grad()
+    def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
+        """Map each scan by the mean distance over the views."""
+        self._require_fit()
+        found: list[Prediction] = []
+        for start in range(0, len(scans), BATCH):
+            pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+            maps = self._evidence(self.tower.features(pixels), content)
+            found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
+        return found
+
+    def _evidence(self, features: Sequence[Tensor], content: Tensor, own: Tensor | None = None) -> Tensor:
+        distances, _ = self.memory_.compare(features, own)  # [B, V, h, w]
+        return memory_map(distances, content, self.config.smoothing)
+
+    def state(self) -> dict[str, Tensor]:
+        """Whitened reference patches, whitening and scales."""
+        self._require_fit()
+        return self.memory_.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back a memory."""
+        assert self.reference_scores_ is not None, "the checkpoint sets the reference scores first"
+        views = default_views(self.tower.grids)
+        try:
+            self.memory_ = ReferenceMemory.from_state(state, views, len(self.reference_scores_), self.tower.device)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError("The adapter file lacks parts of its patch memory; adapt again.") from error
+
+
+def memory_map(distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
+    """Average the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
+    maps = smooth_map(distances.mean(dim=1), smoothing)
+    return maps * patch_content(content, maps.shape[-2:])
+
+
+def batched_features(tower: Any, pixels: Tensor, batch: int = BATCH) -> list[Tensor]:
+    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each level."""
+    parts = [tower.features(pixels[start : start + batch]) for start in range(0, pixels.shape[0], batch)]
+    return [torch.cat(level) for level in zip(*parts, strict=True)]

@@ -1,0 +1,197 @@
+"""Stages 2 and 3 of FusionMedCLIP (sections 3.2, 3.3 and 3.5, Table A1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fmclip.detectors.events import OnEvent, StageStarted, Step
+from fmclip.detectors.network import FusionNetwork
+from fmclip.detectors.patch_memory import BATCH, batched_features
+from fmclip.losses import dice_loss, focal_loss, image_score
+from fmclip.maps import average_maps, resize_map
+from fmclip.memory import ReferenceMemory
+from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
+from fmclip.towers import Tower
+
+if TYPE_CHECKING:
+    from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
+
+SYNTHESIS = "synthetic anomalies"
+STAGE2 = "stage 2: prompts and alignment adapters"
+STAGE3 = "stage 3: LoRA and block adapters"
+MAP_SIDE = 56  # the dice loss compares maps at this side; the patch grid is coarser still
+MEMORY_REFRESH = 25  # steps of stage 3 between two looks at the references with the tower as it is by then
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Synthetic scans to learn from.
+
+    Attributes:
+        scans: P pairs with their records.
+        pixels: [P, 3, S, S] float32 in [0, 1] on the CPU.
+        masks: [P, m, m] share of each cell that is anomalous.
+        sources: [P] index of the reference that each was made from.
+    """
+
+    scans: list[SyntheticScan]
+    pixels: Tensor
+    masks: Tensor
+    sources: Tensor
+
+
+def synthesise(
+    pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig, generator: torch.Generator, on_event: OnEvent
+) -> Pool:
+    """Make the pool (section 3.4): equal shares of identity, structural, density and deformation.
+
+    Args:
+        pixels: [k, 3, S, S] references in [0, 1].
+        content: [k, S, S] bool.
+        config: Pool size and scan type.
+        generator: Draws everything.
+        on_event: Hears of the progress.
+    """
+    images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    contents = list(content.cpu().numpy())
+    settings = SynthesisConfig(scan_type=config.scan_type, augmentation=Augmentation())
+    on_event(StageStarted(SYNTHESIS, config.pool_size))
+    scans: list[SyntheticScan] = []
+    while len(scans) < config.pool_size:
+        chunk = min(32, config.pool_size - len(scans))
+        scans += synthesise_pool(images, contents, chunk, generator, settings)
+        on_event(Step(SYNTHESIS, len(scans), config.pool_size, math.nan))
+    masks = torch.from_numpy(np.stack([scan.mask for scan in scans])).float()  # [P, S, S]
+    side = min(MAP_SIDE, masks.shape[-1])
+    return Pool(
+        scans=scans,
+        pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
+        masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
+        sources=torch.tensor([scan.source for scan in scans]),
+    )
+
+
+def train_stage2(
+    network: FusionNetwork,
+    tower: Tower,
+    memory: ReferenceMemory,
+    pool: Pool,
+    config: FusionMedCLIPConfig,
+    generator: torch.Generator,
+    on_event: OnEvent,
+) -> None:
+    """Train prompts, alignment adapters and temperature; the frozen tower runs once over the pool."""
+    steps = _steps(memory.references, config.stage2_epochs, config.batch_size)
+    on_event(StageStarted(STAGE2, steps))
+    reads = _pool_reads(network, tower, memory, pool, on_event)  # one [P, C_v, h, w] for each view
+    optimiser = torch.optim.AdamW(_stage2_groups(network, config), weight_decay=config.weight_decay)
+    masks = pool.masks.to(tower.device)
+    for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
+        maps = network.maps([read[batch] for read in reads], network.prompts(tower))
+        loss = _loss(maps, masks[batch], config)
+        _update(optimiser, loss)
+        on_event(Step(STAGE2, step, steps, float(loss.detach())))
+
+
+def train_stage3(
+    network: FusionNetwork,
+    tower: Tower,
+    pixels: Tensor,
+    content: Tensor,
+    pool: Pool,
+    config: FusionMedCLIPConfig,
+    generator: torch.Generator,
+    on_event: OnEvent,
+) -> Tower:
+    """Train everything end to end (section 3.3.3) and return the tower with its LoRA merged."""
+    adapted = tower.with_lora(
+        config.lora_rank, config.lora_alpha, config.lora_dropout, generator=generator, depth=config.lora_depth
+    )
+    groups = [
+        *_stage2_groups(network, config),
+        {"params": adapted.lora_parameters(), "lr": config.lora_lr},
+        {"params": list(network.block.parameters()), "lr": config.block_lr},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    steps = _steps(pixels.shape[0], config.stage3_epochs, config.batch_size)
+    on_event(StageStarted(STAGE3, steps))
+    masks = pool.masks.to(tower.device)
+    for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
+        if (step - 1) % MEMORY_REFRESH == 0:
+            memory = _memory_now(network, adapted, pixels, content, config)
+        adapted.train_lora(True)
+        features = network.refine(adapted.features(pool.pixels[batch].to(tower.device)), generator)
+        _, residuals = memory.compare(features, pool.sources[batch].to(tower.device), residuals=True)
+        maps = network(features, residuals, network.prompts(tower))
+        loss = _loss(maps, masks[batch], config)
+        _update(optimiser, loss)
+        adapted.train_lora(False)
+        on_event(Step(STAGE3, step, steps, float(loss.detach())))
+    network.lora_state = adapted.lora_state()
+    return adapted.merged()
+
+
+@torch.no_grad()
+def _memory_now(
+    network: FusionNetwork, tower: Tower, pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig
+) -> ReferenceMemory:
+    features = network.refine(batched_features(tower, pixels))
+    return ReferenceMemory.learn(features, content, network.views, config.shrinkage)
+
+
+@torch.no_grad()
+def _pool_reads(
+    network: FusionNetwork, tower: Tower, memory: ReferenceMemory, pool: Pool, on_event: OnEvent
+) -> list[Tensor]:
+    parts = []
+    for start in range(0, len(pool.scans), BATCH):
+        features = tower.features(pool.pixels[start : start + BATCH].to(tower.device))
+        own = pool.sources[start : start + BATCH].to(tower.device)
+        _, residuals = memory.compare(features, own, residuals=True)
+        parts.append(network.reads(features, residuals))
+        on_event(StageStarted(STAGE2, 0))  # a chance to stop; the steps have not begun
+    return [torch.cat(view) for view in zip(*parts, strict=True)]
+
+
+def _stage2_groups(network: FusionNetwork, config: FusionMedCLIPConfig) -> list[dict]:
+    return [
+        {"params": list(network.prompts.parameters()), "lr": config.prompt_lr},
+        {"params": list(network.alignment.parameters()), "lr": config.alignment_lr},
+        {"params": [p for p in [network.log_temperature] if p.requires_grad], "lr": config.alignment_lr, "weight_decay": 0.0},
+    ]
+
+
+def _loss(maps: list[Tensor], masks: Tensor, config: FusionMedCLIPConfig) -> Tensor:
+    """w_img * focal(max S_a, y) + w_seg * dice(S_a, Y) (Eq. 14 to 16): S_a^j [B, h, w] each, masks [B, m, m]."""
+    coarse = average_maps(maps, tuple(maps[0].shape[-2:]))  # [B, h, w]
+    target = (masks.flatten(1).amax(dim=1) > 0).to(coarse.dtype)  # [B]
+    image = focal_loss(image_score(coarse, top=config.score_top), target)
+    return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(coarse, tuple(masks.shape[-2:])), masks)
+
+
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+
+
+def _steps(references: int, epochs: int, batch_size: int) -> int:
+    """An epoch shows k synthetic scans; at least one step."""
+    return max(1, math.ceil(references * epochs / batch_size))
+
+
+def _batches(size: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index batches [batch_size] from shuffled passes over the pool."""
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(size, generator=generator)])
+        yield order[:batch_size]
+        order = order[batch_size:]

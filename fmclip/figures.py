@@ -1,0 +1,194 @@
+"""Pictures of results: overlays on one fixed colour scale, the map as a 16-bit PNG, loss curve, score histogram.
+
+Overlays are NumPy and OpenCV only, so that a slider can redraw them at once. Colours are inferno's: perceptually
+uniform, rising in lightness, and readable with any colour vision.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fmclip.scans import Scan
+
+OPACITY = 0.6
+VISIBLE_FROM = 0.6
+"""Share of the threshold below which a map is transparent."""
+CONTOUR_COLOUR = (255, 255, 255)
+MASK_COLOUR = (0, 200, 255)
+_INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO).reshape(256, 3)[
+    :, ::-1
+]  # RGB
+
+
+def colour_position(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+    """Place map values on the colour scale: 0 at 0, the middle at the threshold, the end at twice the threshold.
+
+    The scale depends on the threshold alone, never on the scan, so that equal colours mean equal values in all scans of
+    one adapter. From a threshold of 0.5 upward it ends at 1.
+
+    Args:
+        anomaly_map: [H, W] in [0, 1].
+        threshold: Threshold of the adapter, in [0, 1].
+
+    Returns:
+        [H, W] float32 in [0, 1].
+    """
+    middle = float(np.clip(threshold, 1e-4, 1 - 1e-4))
+    end = min(1.0, 2 * middle)
+    return np.interp(anomaly_map, (0.0, middle, end), (0.0, 0.5, 1.0)).astype(np.float32)
+
+
+def overlay(
+    scan: Scan,
+    anomaly_map: np.ndarray,
+    threshold: float,
+    *,
+    opacity: float = OPACITY,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Lay a map over its scan: transparent where it is low, a contour where it crosses the threshold.
+
+    Args:
+        scan: The scan.
+        anomaly_map: [H, W] in [0, 1] on the pixels of the scan.
+        threshold: Threshold of the adapter, in [0, 1].
+        opacity: Opacity of the colours at the threshold and above, in [0, 1].
+        mask: bool [H, W] to be outlined as well, such as a synthetic anomaly; None for none.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: The map or the mask is not on the pixels of the scan.
+    """
+    shape = (scan.height, scan.width)
+    if anomaly_map.shape != shape or (mask is not None and mask.shape != shape):
+        raise ValueError(f"map and mask must be {shape}, the pixels of the scan")
+    picture = scan.pixels if scan.pixels.ndim == 3 else cv2.cvtColor(scan.pixels, cv2.COLOR_GRAY2RGB)  # [H, W, 3]
+    position = colour_position(anomaly_map, threshold)  # [H, W]
+    colours = _INFERNO[np.rint(position * 255).astype(np.uint8)]  # [H, W, 3]
+    start = VISIBLE_FROM / 2  # in colour positions, where the threshold is at one half
+    ramp = np.clip((position - start) / (0.5 - start), 0, 1)[..., None]  # [H, W, 1]
+    alpha = opacity * ramp**2  # squared: most of a normal scan lies not far below the threshold, and should stay clear
+    blended = np.rint(picture * (255 * (1 - alpha)) + colours * alpha).astype(np.uint8)
+    blended = draw_outline(blended, anomaly_map > threshold, CONTOUR_COLOUR)
+    return blended if mask is None else draw_outline(blended, mask, MASK_COLOUR)
+
+
+def draw_outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Draw the outline of a mask.
+
+    Args:
+        picture: [H, W, 3] uint8, RGB.
+        mask: bool [H, W].
+        colour: RGB.
+
+    Returns:
+        A new [H, W, 3] uint8.
+    """
+    outlined = np.ascontiguousarray(picture).copy()
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(outlined, contours, -1, colour, max(1, round(max(mask.shape) / 400)))
+    return outlined
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture [H, W, 3] uint8 as PNG.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _write_png(path, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def save_map(path: Path, anomaly_map: np.ndarray) -> None:
+    """Write a map [H, W] in [0, 1] as 16-bit grey PNG: 0 ... 65535, the same for all scans.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _write_png(path, np.rint(np.clip(anomaly_map, 0, 1) * 65535).astype(np.uint16))
+
+
+def loss_curve(curve: Sequence[tuple[str, float]]) -> Figure:
+    """Plot the training loss.
+
+    Args:
+        curve: (stage, loss) of each step.
+
+    Returns:
+        A figure of its own, outside of pyplot's registry: nothing needs to be closed.
+    """
+    figure, axes = _figure("step", "loss")
+    start = 0
+    for place, (stage, points) in enumerate(itertools.groupby(curve, key=lambda point: point[0])):
+        values = [loss for _, loss in points]
+        steps = np.arange(start + 1, start + len(values) + 1)
+        colour = f"C{place}"
+        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(steps, _running_mean(values), color=colour, linewidth=1.8, label=stage)
+        start += len(values)
+    if start:
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def score_histogram(
+    reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
+) -> Figure:
+    """Plot the scores of the reference scans with the threshold, and scans marked among them.
+
+    Args:
+        reference_scores: Leave-one-out scores, in [0, 1].
+        threshold: Threshold of the adapter.
+        marked: Scores of scans to mark, by label.
+
+    Returns:
+        A figure of its own, outside of pyplot's registry.
+    """
+    figure, axes = _figure("score", "reference scans")
+    bins = np.linspace(0, 1, 41)  # one scale for all scans of all adapters
+    axes.hist(np.clip(reference_scores, 0, 1), bins=bins.tolist(), color="#7f8fa6", label="reference scans")
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
+    top = axes.get_ylim()[1]
+    for label, score in (marked or {}).items():
+        colour = "#d1495b" if score > threshold else "#00798c"
+        axes.plot([score], [top * 0.08], marker="v", markersize=9, color=colour, linestyle="none", clip_on=False)
+        axes.annotate(label, (score, top * 0.14), rotation=90, ha="center", va="bottom", fontsize=8, color=colour)
+    axes.set_xlim(0, 1)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _running_mean(values: Sequence[float], width: int = 15) -> np.ndarray:
+    """Average each value with up to `width` - 1 before it."""
+    sums = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=float)]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    done, data = cv2.imencode(".png", image)
+    if not done:
+        raise OSError("the picture could not be encoded as PNG")
+    path.write_bytes(data.tobytes())  # imwrite only returns False when a disk is full or a folder missing

@@ -1,0 +1,213 @@
+"""The patch memory of the reference scans: how far is each patch from the nearest reference patch, and in what way.
+
+A plain nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with three changes, each chosen on the
+tuning half (benchmarks/NOTES.md):
+
+- Two kinds of view of a level. *Direction*: channels standardised at each place, unit length; blind to gain and contrast,
+  which vary among normal scans of mixed origin. *Energy*: the plain features; sees echo-poor and flat regions.
+- Each view is whitened by the covariance of its *leave-one-out residuals*: what differs between a reference patch and
+  its nearest patch in another reference scan is normal variation, and counts for less.
+- Each view's distance is divided by the mean leave-one-out maximum of the references, so that 1 means "as far as the
+  oddest patch of a normal scan" whatever the tower, the level or the scan type; then views can be averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHRINKAGE = 0.1  # share of the isotropic part in the residual covariance; keeps it invertible for few references
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at one level.
+
+    Attributes:
+        level: Index into the tower's levels.
+        kind: "direction" or "energy".
+    """
+
+    level: int
+    kind: Literal["direction", "energy"]
+
+
+def default_views(grids: Sequence[tuple[int, int]]) -> tuple[View, ...]:
+    """Choose views: the direction of each level at least half as fine as the finest, the energy of the deepest of these.
+
+    Args:
+        grids: (H_j, W_j) of each level, shallow to deep.
+    """
+    finest = max(rows for rows, _ in grids)
+    fine = [level for level, (rows, _) in enumerate(grids) if 2 * rows >= finest]
+    return (*(View(level, "direction") for level in fine), View(fine[-1], "energy"))
+
+
+def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Tensor]:
+    """Features of each view on the coarsest of the views' grids.
+
+    Args:
+        features: One [B, C_j, H_j, W_j] for each level of the tower.
+        views: V views.
+
+    Returns:
+        One [B, C_v, h, w] for each view.
+    """
+    grid = min((tuple(features[view.level].shape[-2:]) for view in views))
+    return [F.adaptive_avg_pool2d(_look(features[view.level], view.kind), grid) for view in views]
+
+
+def _look(features: Tensor, kind: str) -> Tensor:
+    if kind == "energy":
+        return features
+    centred = features - features.mean(dim=1, keepdim=True)
+    return F.normalize(centred, dim=1, eps=1e-6)  # [B, C, H, W]; unit length takes the deviation out too
+
+
+class ReferenceMemory:
+    """Whitened patches of k reference scans, ready to be searched.
+
+    Attributes:
+        views: V views.
+        bank: For each view [k * h * w, C_v], whitened reference patches, scan after scan.
+        whitening: For each view [C_v, C_v].
+        scale: [V], mean over the references of the largest leave-one-out distance.
+        references: k.
+    """
+
+    def __init__(
+        self, views: Sequence[View], bank: Sequence[Tensor], whitening: Sequence[Tensor], scale: Tensor, references: int
+    ) -> None:
+        self.views = tuple(views)
+        self.bank = list(bank)
+        self.whitening = list(whitening)
+        self.scale = scale
+        self.references = references
+
+    @classmethod
+    def learn(
+        cls, features: Sequence[Tensor], content: Tensor, views: Sequence[View], shrinkage: float = SHRINKAGE
+    ) -> ReferenceMemory:
+        """Learn from the features of k reference scans.
+
+        Args:
+            features: One [k, C_j, H_j, W_j] for each level.
+            content: [k, S, S] bool, False on letterbox bars.
+            views: V views.
+            shrinkage: Share of the isotropic part in the residual covariance.
+
+        Returns:
+            The memory; k must be at least 2, so that each scan has another to be compared with.
+        """
+        seen = view_features(features, views)
+        k = seen[0].shape[0]
+        bank = [_patches(one) for one in seen]  # [k * h * w, C_v]
+        whitening = [_residual_whitening(one, k, shrinkage) for one in bank]
+        bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
+        memory = cls(views, bank, whitening, torch.ones(len(views), device=bank[0].device), k)
+        distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
+        inside = patch_content(content, distances.shape[-2:])  # [k, h, w]
+        largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
+        memory.scale = largest.mean(dim=0).clamp_min(1e-6)
+        return memory
+
+    def compare(
+        self, features: Sequence[Tensor], own: Tensor | None = None, *, residuals: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Compare scans with the references.
+
+        Args:
+            features: One [B, C_j, H_j, W_j] for each level.
+            own: [B] index of the reference scan that each scan is or was made from; that one is left out. None if none.
+            residuals: Whether the residuals are wanted; gradients flow through them into `features`.
+
+        Returns:
+            distances [B, V, h, w] to the nearest reference patch, in units of `scale`; residuals, one [B, C_v, h, w]
+            for each view: whitened patch minus nearest whitened reference patch, in units of `scale`.
+        """
+        distances, differences = [], []
+        for look, bank, white, scale in zip(
+            view_features(features, self.views), self.bank, self.whitening, self.scale, strict=True
+        ):
+            B, C, h, w = look.shape
+            patches = _patches(look) @ white  # [B * h * w, C]
+            owner = None if own is None else own.repeat_interleave(h * w)  # [B * h * w]
+            nearest = _nearest(patches.detach(), bank, owner, self.references)  # [B * h * w]
+            difference = (patches - bank[nearest]) / scale
+            distances.append(difference.detach().norm(dim=1).view(B, h, w))
+            if residuals:
+                differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
+        return torch.stack(distances, dim=1), differences
+
+    def nearest_patches(self, features: Sequence[Tensor], view: int = 0) -> Tensor:
+        """Which reference patch each patch was compared with: [B, h, w], index scan * h * w + place."""
+        look = view_features(features, self.views)[view]
+        nearest = _nearest(_patches(look) @ self.whitening[view], self.bank[view], None, self.references)
+        return nearest.view(look.shape[0], *look.shape[-2:])
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors on the CPU, by name; half precision for the bank, whose distances need no more."""
+        state = {"memory.scale": self.scale.cpu()}
+        for index, (bank, white) in enumerate(zip(self.bank, self.whitening, strict=True)):
+            state[f"memory.bank.{index}"] = bank.cpu()
+            state[f"memory.whitening.{index}"] = white.cpu()
+        return state
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Tensor], views: Sequence[View], references: int, device: torch.device
+    ) -> ReferenceMemory:
+        """Take back what `state` returned.
+
+        Raises:
+            KeyError: A tensor is missing.
+            ValueError: Shapes do not fit together.
+        """
+        bank = [state[f"memory.bank.{index}"].to(device) for index in range(len(views))]
+        whitening = [state[f"memory.whitening.{index}"].to(device) for index in range(len(views))]
+        scale = state["memory.scale"].to(device)
+        fits = scale.shape == (len(views),) and references >= 2
+        for one, white in zip(bank, whitening, strict=True):
+            fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and one.shape[0] % references == 0
+        if not fits:
+            raise ValueError("patch memory with tensors of the wrong shape")
+        return cls(views, bank, whitening, scale, references)
+
+
+def patch_content(content: Tensor, grid: Sequence[int]) -> Tensor:
+    """Which patches lie mostly inside the scan: [B, S, S] bool -> [B, h, w] bool; never none of a scan's."""
+    share = F.adaptive_avg_pool2d(content[:, None].float(), tuple(grid))[:, 0]  # [B, h, w]
+    return share >= share.flatten(1).amax(dim=1).clamp_max(0.5).view(-1, 1, 1)
+
+
+def _patches(look: Tensor) -> Tensor:
+    return look.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [B * h * w, C]
+
+
+def _residual_whitening(patches: Tensor, references: int, shrinkage: float) -> Tensor:
+    """[k * h * w, C] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
+    owner = torch.arange(references, device=patches.device).repeat_interleave(patches.shape[0] // references)
+    residual = patches - patches[_nearest(patches, patches, owner, references)]
+    covariance = residual.T @ residual / residual.shape[0]  # [C, C]
+    variance = covariance.diagonal().mean().clamp_min(1e-12)
+    eye = torch.eye(covariance.shape[0], device=patches.device)
+    values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * variance * eye)
+    return vectors * values.clamp_min(1e-8 * variance).rsqrt()
+
+
+def _nearest(patches: Tensor, bank: Tensor, owner: Tensor | None, references: int, chunk: int = 2048) -> Tensor:
+    """Index of the nearest row of the bank for each patch, leaving out the patch's own reference scan: [P] -> [P]."""
+    half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
+    scan = torch.arange(references, device=bank.device).repeat_interleave(bank.shape[0] // references)  # [N]
+    found = []
+    for start in range(0, patches.shape[0], chunk):
+        closeness = torch.addmm(-half_squares, patches[start : start + chunk], bank.T)  # [chunk, N]; largest is nearest
+        if owner is not None:
+            closeness.masked_fill_(owner[start : start + chunk, None] == scan, -torch.inf)
+        found.append(closeness.argmax(dim=1))
+    return torch.cat(found)

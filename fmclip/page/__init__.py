@@ -1,0 +1,1 @@
+"""What stands behind the page in app.py: visitors, uploads, example cases, words and pictures. No layout in here."""

@@ -1,0 +1,100 @@
+"""Two small charts as SVG: they take the colours of the page, light or dark, and cost nothing to redraw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+WIDTH, HEIGHT = 480, 150
+STRIP_WIDTH = 320
+LEFT, RIGHT, TOP, BOTTOM = 36, 8, 10, 22
+SMOOTHING = 0.15
+
+
+def loss_chart(curve: Sequence[tuple[str, float]]) -> str:
+    """Draw the training loss: the steps thin, their running mean bold, a line where a stage ends.
+
+    Args:
+        curve: (stage, loss) of each step.
+
+    Returns:
+        SVG; empty before the first step.
+    """
+    if len(curve) < 2:
+        return ""
+    top = max(loss for _, loss in curve) * 1.05 or 1.0
+    xs = [LEFT + (WIDTH - LEFT - RIGHT) * place / (len(curve) - 1) for place in range(len(curve))]
+    ys = [TOP + (HEIGHT - TOP - BOTTOM) * (1 - loss / top) for _, loss in curve]
+    parts = [_axis_label(0, top), _axis_label(top / 2, top), _axis_label(top / 1.05, top)]
+    parts.append(f'<polyline class="fm-thin" points="{_points(xs, ys)}"/>')
+    start = 0
+    for _, steps in groupby(curve, key=lambda point: point[0]):
+        end = start + len(list(steps))
+        parts.append(f'<polyline class="fm-line" points="{_points(xs[start:end], _smooth(ys[start:end]))}"/>')
+        if start:
+            parts.append(f'<line class="fm-break" x1="{xs[start]:.1f}" x2="{xs[start]:.1f}" y1="{TOP}" y2="128"/>')
+        start = end
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">step 1</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">step {len(curve)}</text>')
+    label = f"training loss over {len(curve)} steps, now {curve[-1][1]:.2f}"
+    return _svg(parts, HEIGHT, label)
+
+
+def score_strip(reference_scores: Sequence[float], threshold: float, score: float) -> str:
+    """Draw the reference scores as dots on a line from 0 to 1, the threshold, and the scan in question.
+
+    Args:
+        reference_scores: Leave-one-out scores in [0, 1].
+        threshold: Threshold in [0, 1].
+        score: Score of the scan in [0, 1].
+
+    Returns:
+        SVG.
+    """
+    base, right = 44, STRIP_WIDTH - 10
+
+    def place(value: float) -> float:
+        return round(10 + (right - 10) * min(max(value, 0.0), 1.0), 1)
+
+    limit, floor = place(threshold), base + 8
+    edge = "start" if threshold < 0.15 else "end" if threshold > 0.85 else "middle"
+    mark = "fm-mark fm-high" if score > threshold else "fm-mark"
+    legend = "dots: reference scans; triangle: this scan"
+    parts = [
+        f'<rect class="fm-above" x="{limit}" y="24" width="{right - limit:.1f}" height="28"/>',
+        f'<line class="fm-axis" x1="10" x2="{right}" y1="{floor}" y2="{floor}"/>',
+        *(f'<circle class="fm-dot" cx="{place(value)}" cy="{base}" r="4"/>' for value in reference_scores),
+        f'<line class="fm-threshold" x1="{limit}" x2="{limit}" y1="20" y2="{floor}"/>',
+        f'<text x="{limit}" y="14" text-anchor="{edge}">threshold {threshold:.2f}</text>',
+        f'<path class="{mark}" d="M {place(score)} {floor} l -7 -13 h 14 z"/>',
+        f'<text x="10" y="{floor + 16}">0</text>',
+        f'<text x="{right}" y="{floor + 16}" text-anchor="end">1</text>',
+        f'<text x="{STRIP_WIDTH / 2}" y="{floor + 16}" text-anchor="middle">{legend}</text>',
+    ]
+    label = f"score {score:.2f} beside {len(reference_scores)} reference scores and the threshold {threshold:.2f}"
+    return _svg(parts, base + 30, label, STRIP_WIDTH)
+
+
+def _svg(parts: Sequence[str], height: int, label: str, width: int = WIDTH) -> str:
+    body = "".join(parts)
+    return f'<svg class="fm-chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg>'
+
+
+def _axis_label(value: float, top: float) -> str:
+    y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top)
+    return (
+        f'<line class="fm-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>'
+    )
+
+
+def _points(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Exponential running mean."""
+    smooth: list[float] = []
+    for value in values:
+        smooth.append(value if not smooth else (1 - SMOOTHING) * smooth[-1] + SMOOTHING * value)
+    return smooth

@@ -1,0 +1,143 @@
+"""The page's own pieces of HTML. All text from outside is escaped; pictures are inside the text itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from fmclip.page import pictures
+from fmclip.page.charts import score_strip
+from fmclip.scans import Scan
+from fmclip.session import Finding, Progress
+
+if TYPE_CHECKING:
+    from fmclip.detectors import SyntheticExample
+
+DEVIATES, WITHIN = "▲ deviates", "● within"
+
+HEADER = """
+<header class="fm-header">
+  <h1>fmclip</h1>
+  <p>Learns from a handful of <b>normal</b> scans, here and now, and shows where a new scan deviates from them.</p>
+  <p class="fm-research" role="note">Research use only. Not a medical device: no finding here is a diagnosis.</p>
+</header>
+"""
+
+
+def step_title(number: int, title: str, hint: str) -> str:
+    """Heading of one of the three steps."""
+    return f'<div class="fm-step"><span class="fm-number">{number}</span><h2>{title}</h2><p>{hint}</p></div>'
+
+
+def note(text: str, kind: str = "info", more: Sequence[str] = ()) -> str:
+    """Short message that stays on the page: kind "info", "good", "warning" or "error"."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in more)
+    body = (f"<p>{escape(text)}</p>" if text else "") + (f"<ul>{items}</ul>" if items else "")
+    return f'<div class="fm-note fm-{kind}">{body}</div>' if body else ""
+
+
+def empty(text: str) -> str:
+    """Placeholder for something that is still to come."""
+    return f'<div class="fm-empty">{escape(text)}</div>'
+
+
+def thumbnails(scans: Sequence[Scan], noun: str) -> str:
+    """Strip of scans with their labels."""
+    if not scans:
+        return ""
+    figures = "".join(
+        f'<figure><img src="{pictures.scan_thumbnail(scan)}" alt="{escape(scan.label)}" loading="lazy">'
+        f"<figcaption>{escape(scan.label.removeprefix('scan '))}</figcaption></figure>"
+        for scan in scans
+    )
+    count = f"{len(scans)} {noun}{'' if len(scans) == 1 else 's'}"
+    return f'<p class="fm-count">{count}</p><div class="fm-strip" tabindex="0" aria-label="{count}">{figures}</div>'
+
+
+def progress(state: Progress) -> str:
+    """Status line with a bar; the bar moves to and fro while the length of the work is unknown."""
+    share = 100 * state.step / state.steps if state.steps and state.step else None
+    bar = f'<i style="width:{share:.1f}%"></i>' if share is not None else '<i class="fm-unknown"></i>'
+    now = f' aria-valuenow="{share:.0f}"' if share is not None else ""
+    return (
+        f'<div class="fm-note fm-info" role="status"><p>{escape(_capital(state.message))}'
+        f'<span class="fm-seconds">{state.elapsed:.0f} s</span></p>'
+        f'<div class="fm-bar" role="progressbar" aria-label="training" aria-valuemin="0" aria-valuemax="100"{now}>'
+        f"{bar}</div></div>"
+    )
+
+
+def synthetic(examples: Sequence[SyntheticExample], threshold: float, opacity: float) -> str:
+    """Synthetic anomalies with outline and kind, each beside its heatmap once there is one."""
+    figures = []
+    for example in examples:
+        outlined, heat = pictures.example_thumbnails(example, threshold, opacity)
+        words = escape(_capital(example.description))
+        second = f'<img src="{heat}" alt="heatmap of it">' if heat else '<div class="fm-later">heatmap follows</div>'
+        figures.append(
+            f'<figure><div class="fm-pair"><img src="{outlined}" alt="{words}, outlined">{second}</div>'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+    return (
+        '<p class="fm-count">Synthetic anomalies that it learns from, outlined, each beside its heatmap</p>'
+        f'<div class="fm-synthetic" tabindex="0" aria-label="synthetic anomalies">{"".join(figures)}</div>'
+    )
+
+
+def cards(findings: Sequence[Finding], selected: Finding, threshold: float, opacity: float) -> str:
+    """One button for each query, worst first; `data-index` is its place in `findings`."""
+    order = sorted(range(len(findings)), key=lambda place: -findings[place].score)
+    buttons = []
+    for place in order:
+        finding = findings[place]
+        high = finding.score > threshold
+        chip = f'<span class="fm-chip {"fm-high" if high else ""}">{DEVIATES if high else WITHIN}</span>'
+        buttons.append(
+            f'<button type="button" class="fm-card" data-index="{place}" '
+            f'aria-pressed="{"true" if finding is selected else "false"}">'
+            f'<img src="{pictures.finding_thumbnail(finding, threshold, opacity)}" alt="">'
+            f'<span class="fm-label">{escape(finding.label)}</span>'
+            f'<span class="fm-score">{finding.score:.2f}</span>{chip}</button>'
+        )
+    above = sum(finding.score > threshold for finding in findings)
+    count = f"{above} of {len(findings)} scans deviate{'s' if above == 1 else ''}; worst first"
+    return f'<p class="fm-count">{count}</p><div class="fm-cards">{"".join(buttons)}</div>'
+
+
+def verdict(finding: Finding, threshold: float, truth: str | None, place: int, count: int) -> str:
+    """Everything about one query in words, beside its picture."""
+    high = finding.score > threshold
+    words = "deviates from the references" if high else "within the references"
+    by_hand = abs(threshold - finding.threshold) > 1e-6
+    source = "set by hand" if by_hand else f"from {len(finding.reference_scores)} reference scans"
+    rows = [
+        ("Score", f"{finding.score:.2f}"),
+        ("Threshold", f"{threshold:.2f} <small>{source}</small>"),
+        ("Among the queries", f"{place} of {count}, worst first"),
+    ]
+    if by_hand:
+        rows.insert(2, ("Calibrated", f"{escape(finding.verdict)} <small>at {finding.threshold:.2f}</small>"))
+    if truth:
+        rows.append(("Known truth", escape(truth)))
+    table = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
+    return (
+        f'<div class="fm-verdict"><h3 class="{"fm-high" if high else ""}">{escape(_capital(finding.label))} {words}'
+        f"<small>{escape(finding.rank)}</small></h3><dl>{table}</dl>"
+        f"{score_strip(finding.reference_scores, threshold, finding.score)}"
+        f"{note('', 'warning', finding.scan.notes)}</div>"
+    )
+
+
+def legend(threshold: float) -> str:
+    """Colour scale of the overlay: its middle is the threshold."""
+    end = min(1.0, 2 * threshold)
+    return (
+        '<div class="fm-legend" role="img" aria-label="colour scale: dark is like the references, bright is unlike">'
+        f"<span>0 like the references</span><i></i><span>{end:.2f} unlike</span>"
+        f"<small>middle of the scale and white contour: threshold {threshold:.2f}</small></div>"
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,164 @@
+"""Threshold, rank in words, and what is said about a reference set."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from fmclip.calibration import (
+    MAX_REFERENCES,
+    Calibration,
+    check_references,
+    find_outliers,
+    require_references,
+)
+from fmclip.errors import ReferenceSetError
+from fmclip.scans import Scan
+
+
+def _scans(count: int, *, shape: tuple[int, int] = (48, 60), seed: int = 0) -> list[Scan]:
+    generator = np.random.default_rng(seed)
+    scans = []
+    for number in range(1, count + 1):
+        coarse = generator.uniform(0.2, 0.8, (6, 6)).astype(np.float32)
+        scans.append(Scan(cv2.resize(coarse, shape[::-1]), f"scan {number}"))
+    return scans
+
+
+def _kinds(scans: list[Scan], scores: list[float] | None = None) -> list[tuple[str, tuple[int, ...]]]:
+    return [(warning.kind, warning.scans) for warning in check_references(scans, scores)]
+
+
+@pytest.mark.parametrize("k", [2, 4, 8, 32])
+def test_threshold_keeps_its_false_alarm_rate_for_any_number_of_references(k):
+    generator = np.random.default_rng(k)
+    alarms = []
+    for _ in range(24000 // k):
+        scores = generator.normal(0.4, 0.03, k + 1)
+        alarms.append(Calibration.from_scores(scores[:k]).is_abnormal(scores[k]))
+    assert np.mean(alarms) == pytest.approx(0.10, abs=0.017)
+
+
+def test_one_wrong_reference_does_not_lift_the_threshold_over_everything():
+    scores = [0.40, 0.42, 0.39, 0.41, 0.43, 0.40, 0.38]
+    clean = Calibration.from_scores(scores).threshold
+    assert Calibration.from_scores([*scores, 0.95]).threshold == pytest.approx(clean, abs=0.01)
+
+
+def test_equal_scores_leave_room_for_rounding():
+    calibration = Calibration.from_scores([0.3, 0.3, 0.3, 0.3])
+    assert not calibration.is_abnormal(0.3 + 1e-6)
+    assert calibration.is_abnormal(0.35)
+
+
+def test_threshold_stays_on_the_scale_of_the_scores():
+    assert Calibration.from_scores([0.2, 0.9]).threshold == 1.0
+    assert Calibration.from_scores([0.3, 0.35]).threshold < 1.0
+
+
+@pytest.mark.parametrize("scores", [[], [0.5], [0.5, float("nan")]])
+def test_no_threshold_from_too_few_or_broken_scores(scores):
+    with pytest.raises(ReferenceSetError, match="at least two"):
+        Calibration.from_scores(scores)
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (0.9, "higher than all 4 reference scans"),
+        (0.25, "higher than 2 of 4 reference scans"),
+        (0.1, "higher than 0 of 4 reference scans"),
+        (0.05, "lower than all 4 reference scans"),
+    ],
+)
+def test_rank_is_worded_in_counts(score, words):
+    assert Calibration((0.1, 0.2, 0.3, 0.4), 0.5).describe_rank(score) == words
+
+
+def test_verdict_follows_the_threshold():
+    calibration = Calibration((0.1, 0.2), 0.5)
+    assert calibration.verdict(0.51) == "deviates"
+    assert calibration.verdict(0.5) == "within the references"
+
+
+def test_calibration_survives_json():
+    calibration = Calibration.from_scores([0.1, 0.25, 0.3])
+    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+
+
+@pytest.mark.parametrize(
+    "changes", [{"threshold": None}, {"threshold": float("inf")}, {"reference_scores": [0.1]}, {"reference_scores": 3}]
+)
+def test_damaged_calibration_is_refused(changes):
+    with pytest.raises(ValueError, match="calibration"):
+        Calibration.from_dict({**Calibration((0.1, 0.2), 0.5).to_dict(), **changes})
+
+
+def test_outliers_are_found_and_do_not_hide_each_other():
+    sound = [0.40, 0.42, 0.39, 0.41, 0.43, 0.40]
+    assert find_outliers(sound) == set()
+    assert find_outliers([*sound, 0.9, 0.92]) == {6, 7}
+    assert find_outliers([0.4, 0.4, 0.9]) == set()  # three scans are too few to tell who is odd
+
+
+@pytest.mark.parametrize(
+    ("scans", "message"),
+    [
+        ([], "No normal scan"),
+        (_scans(1), "Only one normal scan"),
+        (_scans(MAX_REFERENCES + 1), f"{MAX_REFERENCES + 1} normal scans"),
+        ([*_scans(3), Scan(np.full((9, 9), 0.5, np.float32), "scan 4")], "scan 4: the image is one flat value"),
+        (_scans(1) * 3, "the same picture"),
+    ],
+)
+def test_sets_that_nothing_can_be_learned_from_are_refused(scans, message):
+    with pytest.raises(ReferenceSetError, match=message):
+        require_references(scans)
+
+
+def test_a_sound_set_raises_no_warning():
+    scans = _scans(6)
+    require_references(scans)
+    assert check_references(scans, [0.4, 0.41, 0.42, 0.4, 0.39, 0.41]) == []
+
+
+def test_copies_are_named():
+    scans = _scans(4)
+    noisy = np.clip(scans[1].pixels + np.random.default_rng(1).normal(0, 0.01, (48, 60)), 0, 1)
+    mirrored = scans[2].pixels[:, ::-1]
+    extended = [*scans, Scan(scans[0].pixels, "scan 5"), Scan(noisy, "scan 6"), Scan(mirrored, "scan 7")]
+    assert _kinds(extended) == [("duplicate", (0, 4)), ("near-duplicate", (1, 5)), ("near-duplicate", (2, 6))]
+    assert check_references(extended)[0].message.startswith("scan 1 and scan 5 are the same picture")
+
+
+def test_mixed_scan_types_are_named():
+    scans = _scans(6)
+    tall = Scan(_scans(1, shape=(90, 40), seed=5)[0].pixels, "scan 7")
+    assert _kinds([*scans, tall]) == [("size", (6,))]
+    huge = Scan(_scans(1, shape=(480, 600), seed=5)[0].pixels, "scan 7")
+    assert _kinds([*scans, huge]) == [("size", (6,))]
+    tinted = np.stack([scans[5].pixels, scans[5].pixels * 0.5, scans[5].pixels * 0.7], axis=2)
+    assert ("colour", (5,)) in _kinds([*scans[:5], Scan(tinted, "scan 6")])
+    grey_in_colour = np.repeat(scans[5].pixels[..., None], 3, axis=2)
+    assert _kinds([*scans[:5], Scan(grey_in_colour, "scan 6")]) == []
+
+
+def test_brightness_and_contrast_outliers_are_named():
+    scans = _scans(6)
+    bright = Scan(scans[5].pixels * 0.2 + 0.8, "scan 6")
+    kinds = _kinds([*scans[:5], bright])
+    assert ("brightness", (5,)) in kinds
+    assert ("contrast", (5,)) in kinds
+
+
+def test_a_flat_scan_is_named():
+    assert ("constant", (3,)) in _kinds([*_scans(3), Scan(np.zeros((48, 60), np.float32), "scan 4")])
+
+
+def test_the_scan_unlike_the_others_is_asked_about():
+    scans = _scans(8)
+    scores = [0.40, 0.42, 0.39, 0.41, 0.9, 0.43, 0.40, 0.38]
+    (warning,) = check_references(scans, scores)
+    assert warning.message == "scan 5 looks unlike the other 7: keep it?"
+    assert warning.scans == (4,)
