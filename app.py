@@ -43,7 +43,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
     case_buttons: dict[str, gr.Button] = {}
     parts: dict[str, Any] = {}
 
-    with gr.Blocks(title="fmclip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="fmclip", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(html.HEADER)
         parts["tower"] = gr.HTML(elem_id="tower")
         with gr.Row(equal_height=True):
@@ -109,7 +109,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             parts["query_note"] = gr.HTML(elem_id="query-note")
             parts["waiting"] = gr.HTML(html.empty(NO_QUERIES), elem_id="waiting")
             with gr.Row(visible=False, equal_height=False) as parts["answers"]:
-                with gr.Column(scale=3, min_width=300):
+                with gr.Column(scale=3, min_width=240):
                     parts["cards"] = cards = gr.HTML(elem_id="cards", js_on_load=CARD_CLICK)
                 with gr.Column(scale=5, min_width=320):
                     parts["slider"] = gr.ImageSlider(
@@ -130,7 +130,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     reset = gr.Button(
                         "Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet"
                     )
-                with gr.Column(scale=3, min_width=280):
+                with gr.Column(scale=3, min_width=260):
                     parts["verdict"] = gr.HTML(elem_id="verdict")
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
 

@@ -66,7 +66,7 @@ class FusionMedCLIPConfig(DetectorConfig):
         "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
     )
     pool_size: int = _setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_weight: float = _setting(0.1, "weight of the learned map's log-odds beside the log of the memory map")
+    learned_weight: float = _setting(0.5, "weight of the learned map's log-odds beside the log of the memory map")
     shrinkage: float = _setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
     smoothing: float = _setting(0.6, "sigma of the Gaussian over the memory map, in patches")
 
