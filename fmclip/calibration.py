@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 from fmclip.errors import ReferenceSetError
 from fmclip.scans import Scan
@@ -30,7 +30,7 @@ WITHIN = "within the references"
 NEAR_DUPLICATE = 0.99
 """Correlation of thumbnails: re-encoded or mirrored copies reach 0.995 and more, other patients' scans rarely 0.98."""
 _THUMBNAIL = 32
-_MIN_RELATIVE_SPREAD = 0.01  # scores closer together than this share of their mean differ by rounding only
+_MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Calibration:
         """Set the threshold where a new normal scan stays below in nine of ten cases.
 
         The bound is the one-sided prediction interval for one more value of the same kind,
-        mean + t(k - 1) * sd * sqrt(1 + 1/k): with few references it keeps a larger distance, as it should. Scores that
+        mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it should. Scores that
         `find_outliers` names are left out, so that one wrong reference scan cannot lift the threshold over everything.
 
         Args:
@@ -69,7 +69,7 @@ class Calibration:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
         outliers = find_outliers(values)
         kept = [value for place, value in enumerate(values) if place not in outliers]
-        return cls(values, min(_prediction_bound(kept, FALSE_ALARM_RATE), 1.0))
+        return cls(values, _prediction_bound(kept, FALSE_ALARM_RATE))
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""
@@ -198,10 +198,11 @@ def find_outliers(scores: Sequence[float]) -> set[int]:
 
 
 def _prediction_bound(values: Sequence[float], rate: float) -> float:
-    """Bound that one more value of the same normal distribution exceeds with probability `rate`."""
-    count, mean = len(values), float(np.mean(values))
-    spread = max(float(np.std(values, ddof=1)), _MIN_RELATIVE_SPREAD * abs(mean))
-    return mean + float(stdtrit(count - 1, 1 - rate)) * spread * math.sqrt(1 + 1 / count)
+    """Bound in (0, 1) that one more score exceeds with probability `rate`, if the scores' log-odds are normal."""
+    log_odds = logit(np.clip(values, 1e-9, 1 - 1e-9))
+    count, mean = len(values), float(np.mean(log_odds))
+    spread = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD)
+    return float(expit(mean + stdtrit(count - 1, 1 - rate) * spread * math.sqrt(1 + 1 / count)))
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import Enum
@@ -231,7 +232,7 @@ def _shown_on(progress: Progress) -> OnEvent:
         if isinstance(event, StageStarted):
             tasks[event.stage] = progress.add_task(event.stage, total=event.steps or None)
         elif isinstance(event, Step):
-            text = f"{event.stage}, loss {event.loss:.3f}"
+            text = f"{event.stage}, loss {event.loss:.3f}" if math.isfinite(event.loss) else event.stage
             progress.update(tasks[event.stage], completed=event.step, description=text)
 
     return show

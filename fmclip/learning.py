@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.5
 """How long a stopped fit may take to end by itself; after that it is left to end on its own, and its result dropped."""
 BATCH = 8
 """Scans that are answered at a time: bounds the memory, and how long a Stop has to wait."""

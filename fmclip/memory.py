@@ -1,10 +1,10 @@
 """The patch memory of the reference scans: how far is each patch from the nearest reference patch, and in what way.
 
-A plain nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with three changes, each chosen on the
-tuning half (benchmarks/NOTES.md):
+A plain nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with three changes, each chosen on
+the tuning half (benchmarks/NOTES.md):
 
-- Two kinds of view of a level. *Direction*: channels standardised at each place, unit length; blind to gain and contrast,
-  which vary among normal scans of mixed origin. *Energy*: the plain features; sees echo-poor and flat regions.
+- Two kinds of view of a level. *Direction*: channels standardised at each place, unit length; blind to gain and
+  contrast, which vary among normal scans of mixed origin. *Energy*: the plain features; sees echo-poor, flat regions.
 - Each view is whitened by the covariance of its *leave-one-out residuals*: what differs between a reference patch and
   its nearest patch in another reference scan is normal variation, and counts for less.
 - Each view's distance is divided by the mean leave-one-out maximum of the references, so that 1 means "as far as the
@@ -38,7 +38,7 @@ class View:
 
 
 def default_views(grids: Sequence[tuple[int, int]]) -> tuple[View, ...]:
-    """Choose views: the direction of each level at least half as fine as the finest, the energy of the deepest of these.
+    """Choose the direction of each level at least half as fine as the finest, and the energy of the deepest of these.
 
     Args:
         grids: (H_j, W_j) of each level, shallow to deep.
@@ -58,8 +58,8 @@ def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Ten
     Returns:
         One [B, C_v, h, w] for each view.
     """
-    grid = min((tuple(features[view.level].shape[-2:]) for view in views))
-    return [F.adaptive_avg_pool2d(_look(features[view.level], view.kind), grid) for view in views]
+    h, w = min(tuple(features[view.level].shape[-2:]) for view in views)
+    return [F.adaptive_avg_pool2d(_look(features[view.level], view.kind), (h, w)) for view in views]
 
 
 def _look(features: Tensor, kind: str) -> Tensor:
@@ -111,7 +111,7 @@ class ReferenceMemory:
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
         memory = cls(views, bank, whitening, torch.ones(len(views), device=bank[0].device), k)
         distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
-        inside = patch_content(content, distances.shape[-2:])  # [k, h, w]
+        inside = patch_content(content, grid_of(distances))  # [k, h, w]
         largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
         memory.scale = largest.mean(dim=0).clamp_min(1e-6)
         return memory
@@ -179,10 +179,15 @@ class ReferenceMemory:
         return cls(views, bank, whitening, scale, references)
 
 
-def patch_content(content: Tensor, grid: Sequence[int]) -> Tensor:
+def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:
     """Which patches lie mostly inside the scan: [B, S, S] bool -> [B, h, w] bool; never none of a scan's."""
-    share = F.adaptive_avg_pool2d(content[:, None].float(), tuple(grid))[:, 0]  # [B, h, w]
+    share = F.adaptive_avg_pool2d(content[:, None].float(), grid)[:, 0]  # [B, h, w]
     return share >= share.flatten(1).amax(dim=1).clamp_max(0.5).view(-1, 1, 1)
+
+
+def grid_of(maps: Tensor) -> tuple[int, int]:
+    """Rows and columns of maps [..., h, w]."""
+    return maps.shape[-2], maps.shape[-1]
 
 
 def _patches(look: Tensor) -> Tensor:

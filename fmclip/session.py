@@ -294,7 +294,7 @@ class Session:
                 pairs = zip(event.queries, event.predictions, strict=True)
                 yield Preview(event.stage, tuple(_finding(*pair, calibration) for pair in pairs))
             elif isinstance(event, Waiting):
-                yield tracker.progress("waiting for another visitor's training to end")
+                yield tracker.progress("waiting for another training on this machine to end")
             elif isinstance(event, StageStarted):
                 yield tracker.begin(event.stage, event.steps)
             elif isinstance(event, Step):

@@ -170,7 +170,7 @@ def test_files_that_are_no_adapter_are_refused(data, tmp_path):
 
 def test_a_torch_file_is_refused(tmp_path):
     torch.save({"x": torch.ones(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="adapter file"):
+    with pytest.raises(CheckpointError, match="not an adapter file"):
         load_adapter(tmp_path / "a.safetensors")
 
 

@@ -93,7 +93,7 @@ def test_progress_counts_up_and_keeps_every_training_loss():
 
 
 def test_a_finding_is_worded_and_its_map_lies_on_the_scan():
-    session = adapted(make_scans(1, 4))
+    session = adapted(make_scans(1, 4), method="patch_memory")
     finding = session.query(make_scans(9, 1, lesion=True))[0]
     assert finding.is_abnormal
     assert finding.verdict == "deviates"
@@ -132,7 +132,7 @@ def test_a_second_visitor_is_told_to_wait_while_queries_of_others_are_answered(g
     running.start()
     assert gated.reached.wait(timeout=20)
     waiting = second.adapt(make_scans(2, 4), preset="fast")
-    assert "waiting for another visitor" in next(waiting).message
+    assert "waiting for another training" in next(waiting).message
     assert len(third.query(make_scans(9, 1))) == 1
     gated.opened.set()
     assert isinstance(list(waiting)[-1], Adapted)

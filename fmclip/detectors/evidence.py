@@ -22,7 +22,7 @@ def to_unit(evidence: Tensor) -> Tensor:
 
 def image_scores(evidence: Tensor) -> Tensor:
     """Image score: maximum of the map (FusionMedCLIP Eq. 15): [B, h, w] -> [B]."""
-    return evidence.flatten(1).amax(dim=1)
+    return evidence.flatten(1).amax(dim=1).double()  # double: large evidence must not all become 1
 
 
 def predictions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ class FusionNetwork(nn.Module):
         if self.reads_residuals:
             with torch.no_grad():
                 prompts = self.prompts(tower)
-            for adapter in self.alignment:
-                adapter.start_between(prompts)
+            for adapter in self.alignment.children():
+                cast(AlignmentAdapter, adapter).start_between(prompts)
 
     def with_block_adapters(
         self, tower: Tower, config: FusionMedCLIPConfig, generator: torch.Generator

@@ -15,7 +15,7 @@ from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, patch_content
+from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, grid_of, patch_content
 from fmclip.scans import Scan
 
 BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
@@ -101,7 +101,7 @@ class PatchMemory(Detector):
 def memory_map(distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
     """Average the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
     maps = smooth_map(distances.mean(dim=1), smoothing)
-    return maps * patch_content(content, maps.shape[-2:])
+    return maps * patch_content(content, grid_of(maps))
 
 
 def batched_features(tower: Any, pixels: Tensor, batch: int = BATCH) -> list[Tensor]:

@@ -16,7 +16,7 @@ from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import BATCH, batched_features
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import average_maps, resize_map
-from fmclip.memory import ReferenceMemory
+from fmclip.memory import ReferenceMemory, grid_of
 from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
 from fmclip.towers import Tower
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
 
 SYNTHESIS = "synthetic anomalies"
+READING = "features of the synthetic anomalies"
 STAGE2 = "stage 2: prompts and alignment adapters"
 STAGE3 = "stage 3: LoRA and block adapters"
 MAP_SIDE = 56  # the dice loss compares maps at this side; the patch grid is coarser still
@@ -89,8 +90,9 @@ def train_stage2(
 ) -> None:
     """Train prompts, alignment adapters and temperature; the frozen tower runs once over the pool."""
     steps = _steps(memory.references, config.stage2_epochs, config.batch_size)
-    on_event(StageStarted(STAGE2, steps))
+    on_event(StageStarted(READING, len(pool.scans)))
     reads = _pool_reads(network, tower, memory, pool, on_event)  # one [P, C_v, h, w] for each view
+    on_event(StageStarted(STAGE2, steps))
     optimiser = torch.optim.AdamW(_stage2_groups(network, config), weight_decay=config.weight_decay)
     masks = pool.masks.to(tower.device)
     for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
@@ -126,13 +128,13 @@ def train_stage3(
     for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
         if (step - 1) % MEMORY_REFRESH == 0:
             memory = _memory_now(network, adapted, pixels, content, config)
-        adapted.train_lora(True)
+        adapted.train_lora(generator)
         features = network.refine(adapted.features(pool.pixels[batch].to(tower.device)), generator)
         _, residuals = memory.compare(features, pool.sources[batch].to(tower.device), residuals=True)
         maps = network(features, residuals, network.prompts(tower))
         loss = _loss(maps, masks[batch], config)
         _update(optimiser, loss)
-        adapted.train_lora(False)
+        adapted.train_lora(None)
         on_event(Step(STAGE3, step, steps, float(loss.detach())))
     network.lora_state = adapted.lora_state()
     return adapted.merged()
@@ -156,7 +158,7 @@ def _pool_reads(
         own = pool.sources[start : start + BATCH].to(tower.device)
         _, residuals = memory.compare(features, own, residuals=True)
         parts.append(network.reads(features, residuals))
-        on_event(StageStarted(STAGE2, 0))  # a chance to stop; the steps have not begun
+        on_event(Step(READING, min(start + BATCH, len(pool.scans)), len(pool.scans), math.nan))
     return [torch.cat(view) for view in zip(*parts, strict=True)]
 
 
@@ -164,16 +166,20 @@ def _stage2_groups(network: FusionNetwork, config: FusionMedCLIPConfig) -> list[
     return [
         {"params": list(network.prompts.parameters()), "lr": config.prompt_lr},
         {"params": list(network.alignment.parameters()), "lr": config.alignment_lr},
-        {"params": [p for p in [network.log_temperature] if p.requires_grad], "lr": config.alignment_lr, "weight_decay": 0.0},
+        {
+            "params": [p for p in [network.log_temperature] if p.requires_grad],
+            "lr": config.alignment_lr,
+            "weight_decay": 0.0,
+        },
     ]
 
 
 def _loss(maps: list[Tensor], masks: Tensor, config: FusionMedCLIPConfig) -> Tensor:
     """w_img * focal(max S_a, y) + w_seg * dice(S_a, Y) (Eq. 14 to 16): S_a^j [B, h, w] each, masks [B, m, m]."""
-    coarse = average_maps(maps, tuple(maps[0].shape[-2:]))  # [B, h, w]
+    coarse = average_maps(maps, grid_of(maps[0]))  # [B, h, w]
     target = (masks.flatten(1).amax(dim=1) > 0).to(coarse.dtype)  # [B]
     image = focal_loss(image_score(coarse, top=config.score_top), target)
-    return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(coarse, tuple(masks.shape[-2:])), masks)
+    return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(coarse, grid_of(masks)), masks)
 
 
 def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -73,7 +73,10 @@ def split_cases(
     """
     usable = [case for case in cases if half is Half.ALL or _half_of(case.group) is half]
     if protocol is Protocol.UNIQUE:
-        usable = list({case.group: case for case in reversed(usable)}.values())[::-1]
+        first_of: dict[str, Case] = {}
+        for case in usable:
+            first_of.setdefault(case.group, case)
+        usable = list(first_of.values())
     normals = [case for case in usable if not case.is_abnormal]
     order = np.random.default_rng(seed).permutation(len(normals))
     references = tuple(normals[place] for place in order[:k])

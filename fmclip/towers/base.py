@@ -62,6 +62,8 @@ class Tower:
         split_attention(self._visual)
         self.kind: Literal["transformer", "cnn"]
         self.kind, self._all_levels = all_levels(self._visual, self.image_size)
+        if self.kind == "cnn":
+            self._visual.to(memory_format=torch.channels_last)
         self._levels = default_levels(self.kind, self._all_levels)
         self._text = _text_encoder(model, tokenizer)
         self.token_width = self._text.token_width
@@ -147,7 +149,10 @@ class Tower:
         size = self.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
             raise TowerError(f"This tower needs pixels of shape [B, 3, {size}, {size}], not {list(pixels.shape)}.")
-        return (pixels - self._mean) / self._std
+        normalised = (pixels - self._mean) / self._std
+        if self.kind == "cnn":  # up to twice as fast on a CPU; a ViT gains nothing
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        return normalised
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Multi-level patch features; gradients flow only from where LoRA is.
@@ -211,7 +216,7 @@ class Tower:
         Args:
             rank: Rank r of each update.
             alpha: The update is scaled by alpha / r.
-            dropout: Probability of dropping an input of the update while `train_lora(True)`.
+            dropout: Probability of dropping an input of the update in training, see `train_lora`.
             generator: Draws the start; at the start the new tower equals this one.
             depth: Share of the blocks that is adapted, counted from the last one.
 
@@ -259,9 +264,9 @@ class Tower:
             for name, weight in own.items():
                 weight.copy_(state[name])
 
-    def train_lora(self, training: bool = True) -> None:
-        """Switch dropout inside the LoRA layers on or off; batch norm always keeps its statistics."""
-        lora.set_dropout(self._visual, training)
+    def train_lora(self, generator: torch.Generator | None) -> None:
+        """Switch dropout inside the LoRA layers on, drawn from a generator, or off; batch norm keeps its statistics."""
+        lora.set_dropout(self._visual, generator)
 
     def merged(self) -> Tower:
         """Fold LoRA into plain layers of a new tower; this one is untouched and all other tensors are shared."""

@@ -63,7 +63,33 @@ def add_lora(
             start = torch.empty(weight.shape)  # on the CPU, so that every device starts from the same numbers
             nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
             weight.data.copy_(start)
+    for module in adapted.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = SeededDropout(dropout)
     return adapted.eval()
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws from a given generator, so that a seed decides the training whatever else runs beside it.
+
+    Args:
+        probability: Of dropping a number.
+
+    Attributes:
+        generator: On the CPU; None switches the dropout off.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        if self.generator is None or self.probability == 0:
+            return x
+        keep = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.probability
+        return x * keep / (1 - self.probability)
 
 
 def lora_tensors(visual: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,11 +101,11 @@ def lora_tensors(visual: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def set_dropout(visual: nn.Module, training: bool) -> None:
-    """Switch the dropout inside the LoRA layers and nothing else: batch norm keeps its statistics."""
-    for name, module in visual.named_modules():
-        if ".lora_dropout." in name:
-            module.train(training)
+def set_dropout(visual: nn.Module, generator: torch.Generator | None) -> None:
+    """Switch the dropout inside the LoRA layers on (drawn from a generator) or off, and nothing else."""
+    for module in visual.modules():
+        if isinstance(module, SeededDropout):
+            module.generator = generator
 
 
 def merge_lora(visual: nn.Module) -> nn.Module:

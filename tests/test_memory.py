@@ -1,0 +1,86 @@
+"""The patch memory against a plain, slow reference."""
+
+import pytest
+import torch
+
+from fmclip.memory import ReferenceMemory, View, default_views, patch_content, view_features
+
+VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "energy"))
+
+
+def levels(k: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(k, 6, 8, 8, generator=generator), torch.randn(k, 5, 4, 4, generator=generator)]
+
+
+@pytest.fixture
+def memory() -> ReferenceMemory:
+    return ReferenceMemory.learn(levels(4), torch.ones(4, 32, 32, dtype=torch.bool), VIEWS)
+
+
+def test_distances_equal_a_brute_force_search(memory):
+    query = levels(2, seed=1)
+    distances, residuals = memory.compare(query, residuals=True)
+    for index, look in enumerate(view_features(query, VIEWS)):
+        patches = look.permute(0, 2, 3, 1).reshape(-1, look.shape[1]) @ memory.whitening[index]
+        expected = torch.cdist(patches, memory.bank[index]).amin(dim=1) / memory.scale[index]
+        torch.testing.assert_close(distances[:, index].flatten(), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(residuals[index].norm(dim=1).flatten(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reference_never_meets_itself_when_left_out(memory):
+    references = levels(4)
+    with_itself, _ = memory.compare(references)
+    without, _ = memory.compare(references, own=torch.arange(4))
+    assert with_itself.max() < 1e-2
+    assert without.min() > 0.1
+
+
+def test_one_means_as_far_as_the_oddest_patch_of_a_reference(memory):
+    distances, _ = memory.compare(levels(4), own=torch.arange(4))
+    torch.testing.assert_close(distances.flatten(2).amax(dim=2).mean(dim=0), torch.ones(3), atol=1e-4, rtol=1e-4)
+
+
+def test_direction_is_blind_to_gain_and_offset_and_energy_is_not(memory):
+    references = levels(4)
+    brighter = [2 * level + 0.3 for level in references]
+    same = view_features(references, VIEWS)
+    other = view_features(brighter, VIEWS)
+    torch.testing.assert_close(same[0], other[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(same[2], other[2], atol=0.1)
+
+
+def test_gradients_reach_the_features_through_the_residuals(memory):
+    query = [level.requires_grad_() for level in levels(1, seed=2)]
+    _, residuals = memory.compare(query, residuals=True)
+    sum(residual.abs().sum() for residual in residuals).backward()
+    assert all(level.grad.abs().sum() > 0 for level in query)
+
+
+def test_state_round_trip_and_damage(memory):
+    state = memory.state()
+    back = ReferenceMemory.from_state(state, VIEWS, 4, torch.device("cpu"))
+    query = levels(2, seed=1)
+    assert torch.equal(back.compare(query)[0], memory.compare(query)[0])
+    with pytest.raises(ValueError, match="wrong shape"):
+        ReferenceMemory.from_state(state, VIEWS, 5, torch.device("cpu"))
+
+
+def test_views_follow_the_grids():
+    cnn = default_views([(28, 28), (14, 14), (7, 7)])
+    assert cnn == (View(0, "direction"), View(1, "direction"), View(1, "energy"))
+    assert len(default_views([(16, 16)] * 3)) == 4
+
+
+def test_two_identical_references_do_not_divide_by_zero():
+    same = [level[:1].expand(2, -1, -1, -1) for level in levels(1)]
+    memory = ReferenceMemory.learn(same, torch.ones(2, 32, 32, dtype=torch.bool), VIEWS)
+    distances, _ = memory.compare(levels(1, seed=3))
+    assert torch.isfinite(distances).all()
+
+
+def test_letterbox_bars_are_outside():
+    content = torch.zeros(1, 32, 32, dtype=torch.bool)
+    content[:, 8:24] = True
+    inside = patch_content(content, (4, 4))
+    assert inside[0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
