@@ -52,8 +52,9 @@ class Calibration:
         """Set the threshold where a new normal scan stays below in nine of ten cases.
 
         The bound is the one-sided prediction interval for one more value of the same kind,
-        mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it should. Scores that
-        `find_outliers` names are left out, so that one wrong reference scan cannot lift the threshold over everything.
+        mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it
+        should. Scores that `find_outliers` names are left out, so that one wrong reference scan cannot lift the
+        threshold over everything.
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.

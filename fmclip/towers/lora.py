@@ -63,9 +63,9 @@ def add_lora(
             start = torch.empty(weight.shape)  # on the CPU, so that every device starts from the same numbers
             nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
             weight.data.copy_(start)
-    for module in adapted.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout["default"] = SeededDropout(dropout)
+    layers: list[Any] = [module for module in adapted.modules() if hasattr(module, "lora_dropout")]
+    for layer in layers:
+        layer.lora_dropout["default"] = SeededDropout(dropout)
     return adapted.eval()
 
 
