@@ -30,6 +30,7 @@ WITHIN = "within the references"
 NEAR_DUPLICATE = 0.99
 """Correlation of thumbnails: re-encoded or mirrored copies reach 0.995 and more, other patients' scans rarely 0.98."""
 _THUMBNAIL = 32
+_MAX_DROP = 1.5  # log-odds further below the highest reference come from a copy of a scan, not from variation
 _MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
 
 
@@ -129,6 +130,11 @@ class ReferenceWarning:
     scans: tuple[int, ...]
 
 
+def distinct(scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out scans with the very pixels of an earlier one: a copy would be its own nearest reference."""
+    return list({scan.digest: scan for scan in reversed(scans)}.values())[::-1]
+
+
 def require_references(scans: Sequence[Scan]) -> None:
     """Refuse a set that nothing can be learned from.
 
@@ -201,6 +207,7 @@ def find_outliers(scores: Sequence[float]) -> set[int]:
 def _prediction_bound(values: Sequence[float], rate: float) -> float:
     """Bound in (0, 1) that one more score exceeds with probability `rate`, if the scores' log-odds are normal."""
     log_odds = logit(np.clip(values, 1e-9, 1 - 1e-9))
+    log_odds = np.maximum(log_odds, log_odds.max() - _MAX_DROP)
     count, mean = len(values), float(np.mean(log_odds))
     spread = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD)
     return float(expit(mean + stdtrit(count - 1, 1 - rate) * spread * math.sqrt(1 + 1 / count)))

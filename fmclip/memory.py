@@ -74,17 +74,25 @@ class ReferenceMemory:
 
     Attributes:
         views: V views.
-        bank: For each view [k * h * w, C_v], whitened reference patches, scan after scan.
+        bank: For each view [N, C_v], whitened reference patches; letterbox bars are left out.
+        owner: [N], reference scan of each patch.
         whitening: For each view [C_v, C_v].
         scale: [V], mean over the references of the largest leave-one-out distance.
         references: k.
     """
 
     def __init__(
-        self, views: Sequence[View], bank: Sequence[Tensor], whitening: Sequence[Tensor], scale: Tensor, references: int
+        self,
+        views: Sequence[View],
+        bank: Sequence[Tensor],
+        owner: Tensor,
+        whitening: Sequence[Tensor],
+        scale: Tensor,
+        references: int,
     ) -> None:
         self.views = tuple(views)
         self.bank = list(bank)
+        self.owner = owner
         self.whitening = list(whitening)
         self.scale = scale
         self.references = references
@@ -106,12 +114,13 @@ class ReferenceMemory:
         """
         seen = view_features(features, views)
         k = seen[0].shape[0]
-        bank = [_patches(one) for one in seen]  # [k * h * w, C_v]
-        whitening = [_residual_whitening(one, k, shrinkage) for one in bank]
+        inside = patch_content(content, grid_of(seen[0]))  # [k, h, w]
+        bank = [_patches(one)[inside.flatten()] for one in seen]  # [N, C_v]
+        owner = inside.nonzero()[:, 0]  # [N]
+        whitening = [_residual_whitening(one, owner, shrinkage) for one in bank]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
-        memory = cls(views, bank, whitening, torch.ones(len(views), device=bank[0].device), k)
+        memory = cls(views, bank, owner, whitening, torch.ones(len(views), device=bank[0].device), k)
         distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
-        inside = patch_content(content, grid_of(distances))  # [k, h, w]
         largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
         memory.scale = largest.mean(dim=0).clamp_min(1e-6)
         return memory
@@ -136,23 +145,17 @@ class ReferenceMemory:
         ):
             B, C, h, w = look.shape
             patches = _patches(look) @ white  # [B * h * w, C]
-            owner = None if own is None else own.repeat_interleave(h * w)  # [B * h * w]
-            nearest = _nearest(patches.detach(), bank, owner, self.references)  # [B * h * w]
+            left_out = None if own is None else own.repeat_interleave(h * w)  # [B * h * w]
+            nearest = _nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
             difference = (patches - bank[nearest]) / scale
             distances.append(difference.detach().norm(dim=1).view(B, h, w))
             if residuals:
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 
-    def nearest_patches(self, features: Sequence[Tensor], view: int = 0) -> Tensor:
-        """Which reference patch each patch was compared with: [B, h, w], index scan * h * w + place."""
-        look = view_features(features, self.views)[view]
-        nearest = _nearest(_patches(look) @ self.whitening[view], self.bank[view], None, self.references)
-        return nearest.view(look.shape[0], *look.shape[-2:])
-
     def state(self) -> dict[str, Tensor]:
-        """Tensors on the CPU, by name; half precision for the bank, whose distances need no more."""
-        state = {"memory.scale": self.scale.cpu()}
+        """Tensors on the CPU, by name."""
+        state = {"memory.scale": self.scale.cpu(), "memory.owner": self.owner.to("cpu", torch.int32)}
         for index, (bank, white) in enumerate(zip(self.bank, self.whitening, strict=True)):
             state[f"memory.bank.{index}"] = bank.cpu()
             state[f"memory.whitening.{index}"] = white.cpu()
@@ -170,13 +173,14 @@ class ReferenceMemory:
         """
         bank = [state[f"memory.bank.{index}"].to(device) for index in range(len(views))]
         whitening = [state[f"memory.whitening.{index}"].to(device) for index in range(len(views))]
-        scale = state["memory.scale"].to(device)
-        fits = scale.shape == (len(views),) and references >= 2
+        scale, owner = state["memory.scale"].to(device), state["memory.owner"].to(device, torch.int64)
+        fits = references >= 2 and scale.shape == (len(views),) and bool((scale > 0).all()) and owner.ndim == 1
+        fits = fits and set(owner.unique().tolist()) == set(range(references))
         for one, white in zip(bank, whitening, strict=True):
-            fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and one.shape[0] % references == 0
+            fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and len(one) == len(owner)
         if not fits:
             raise ValueError("patch memory with tensors of the wrong shape")
-        return cls(views, bank, whitening, scale, references)
+        return cls(views, bank, owner, whitening, scale, references)
 
 
 def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -194,10 +198,9 @@ def _patches(look: Tensor) -> Tensor:
     return look.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [B * h * w, C]
 
 
-def _residual_whitening(patches: Tensor, references: int, shrinkage: float) -> Tensor:
-    """[k * h * w, C] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
-    owner = torch.arange(references, device=patches.device).repeat_interleave(patches.shape[0] // references)
-    residual = patches - patches[_nearest(patches, patches, owner, references)]
+def _residual_whitening(patches: Tensor, owner: Tensor, shrinkage: float) -> Tensor:
+    """[N, C] and the scan of each patch [N] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
+    residual = patches - patches[_nearest(patches, patches, owner, owner)]
     covariance = residual.T @ residual / residual.shape[0]  # [C, C]
     variance = covariance.diagonal().mean().clamp_min(1e-12)
     eye = torch.eye(covariance.shape[0], device=patches.device)
@@ -205,14 +208,16 @@ def _residual_whitening(patches: Tensor, references: int, shrinkage: float) -> T
     return vectors * values.clamp_min(1e-8 * variance).rsqrt()
 
 
-def _nearest(patches: Tensor, bank: Tensor, owner: Tensor | None, references: int, chunk: int = 2048) -> Tensor:
-    """Index of the nearest row of the bank for each patch, leaving out the patch's own reference scan: [P] -> [P]."""
+def _nearest(patches: Tensor, bank: Tensor, owner: Tensor, left_out: Tensor | None, chunk: int = 2048) -> Tensor:
+    """Row of the bank nearest to each patch, not counting rows of the scan that is left out for it.
+
+    [P, C], [N, C], owner [N], left_out [P] or None -> [P].
+    """
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    scan = torch.arange(references, device=bank.device).repeat_interleave(bank.shape[0] // references)  # [N]
     found = []
     for start in range(0, patches.shape[0], chunk):
         closeness = torch.addmm(-half_squares, patches[start : start + chunk], bank.T)  # [chunk, N]; largest is nearest
-        if owner is not None:
-            closeness.masked_fill_(owner[start : start + chunk, None] == scan, -torch.inf)
+        if left_out is not None:
+            closeness.masked_fill_(left_out[start : start + chunk, None] == owner, -torch.inf)
         found.append(closeness.argmax(dim=1))
     return torch.cat(found)

@@ -30,14 +30,14 @@ def _kinds(scans: list[Scan], scores: list[float] | None = None) -> list[tuple[s
     return [(warning.kind, warning.scans) for warning in check_references(scans, scores)]
 
 
-@pytest.mark.parametrize("k", [2, 4, 8, 32])
+@pytest.mark.parametrize("k", [3, 4, 12])
 def test_threshold_keeps_its_false_alarm_rate_for_any_number_of_references(k):
     generator = np.random.default_rng(k)
     alarms = []
-    for _ in range(24000 // k):
-        scores = generator.normal(0.4, 0.03, k + 1)
+    for _ in range(5000):
+        scores = 1 / (1 + np.exp(-generator.normal(-0.5, 0.2, k + 1)))  # log-odds around -0.5
         alarms.append(Calibration.from_scores(scores[:k]).is_abnormal(scores[k]))
-    assert np.mean(alarms) == pytest.approx(0.10, abs=0.017)
+    assert np.mean(alarms) == pytest.approx(0.10, abs=0.015)
 
 
 def test_one_wrong_reference_does_not_lift_the_threshold_over_everything():
@@ -53,8 +53,9 @@ def test_equal_scores_leave_room_for_rounding():
 
 
 def test_threshold_stays_on_the_scale_of_the_scores():
-    assert Calibration.from_scores([0.2, 0.9]).threshold == 1.0
-    assert Calibration.from_scores([0.3, 0.35]).threshold < 1.0
+    assert 0.9 < Calibration.from_scores([0.2, 0.9]).threshold <= 1
+    assert 0 < Calibration.from_scores([0.0, 0.0]).threshold < 0.01
+    assert Calibration.from_scores([1.0, 1.0]).threshold <= 1
 
 
 @pytest.mark.parametrize("scores", [[], [0.5], [0.5, float("nan")]])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmclip.calibration import require_references
+from fmclip.calibration import distinct, require_references
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, ignore
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
@@ -112,6 +112,7 @@ class FusionMedCLIP(Detector):
     ) -> FusionMedCLIP:
         """Learn the memory, then stage 2, then stage 3; each is announced by `Ready` and refines the same map."""
         require_references(normals)
+        normals = distinct(normals)
         on_event = on_event or ignore
         generator = torch.Generator().manual_seed(self.config.seed)
         pixels, content, _ = to_pixels(normals, self.tower)
@@ -120,12 +121,12 @@ class FusionMedCLIP(Detector):
             self._settle(self.tower, None, pixels, content)
             on_event(Ready("patch memory", self))
             pool = synthesise(pixels, content, self.config, generator, on_event)
-            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=False)))
+            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], None)))
             network = FusionNetwork(self.tower, self.memory_.views, self.config, generator)
             train_stage2(network, self.tower, self.memory_, pool, self.config, generator, on_event)
             self._settle(self.tower, network, pixels, content)
             on_event(Ready("stage 2", self))
-            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=True)))
+            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
             if self.config.stage3_epochs > 0:
                 self._stage3(network, pixels, content, pool, generator, on_event)
         except Stopped:
@@ -146,7 +147,7 @@ class FusionMedCLIP(Detector):
         tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, on_event)
         self._settle(tower, refined, pixels, content)
         on_event(Ready("stage 3", self))
-        on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], with_map=True)))
+        on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
 
     @torch.no_grad()
     def _settle(self, tower: Tower, network: FusionNetwork | None, pixels: Tensor, content: Tensor) -> None:
@@ -201,22 +202,25 @@ class FusionMedCLIP(Detector):
             found += predictions(parts, evidence, boxes, self.tower.image_size)
         return found
 
-    def _answer(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _answer(
+        self, pixels: Tensor, content: Tensor, own: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         features = self.adapted_.features(pixels)
         if self.network_ is not None:
             features = self.network_.refine(features)
-        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_)
+        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, own)
         return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_)
 
     @torch.no_grad()
-    def _examples(self, scans: Sequence[SyntheticScan], *, with_map: bool) -> tuple[SyntheticExample, ...]:
+    def _examples(self, scans: Sequence[SyntheticScan], content: Tensor | None) -> tuple[SyntheticExample, ...]:
+        """What is learned from; with the references' content [k, S, S] also what the detector makes of it by now."""
         shown = []
         for scan in scans:
             heat = None
-            if with_map:
+            if content is not None:
                 pixels = torch.from_numpy(scan.image).permute(2, 0, 1)[None].to(self.tower.device)
-                content = torch.ones(1, *scan.mask.shape, dtype=torch.bool, device=pixels.device)
-                *_, evidence = self._answer(pixels, content)
+                own = torch.tensor([scan.source], device=pixels.device)
+                *_, evidence = self._answer(pixels, content[own], own)
                 heat = average_maps([to_unit(evidence)], self.tower.image_size)[0].cpu().numpy()
             text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
             shown.append(SyntheticExample(scan.image, scan.mask, heat, text, scan.to_dict()))

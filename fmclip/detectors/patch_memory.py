@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmclip.calibration import require_references
+from fmclip.calibration import distinct, require_references
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
@@ -57,6 +57,7 @@ class PatchMemory(Detector):
     ) -> PatchMemory:
         """Remember the patches of the references; abnormal scans are not used."""
         require_references(normals)
+        normals = distinct(normals)
         on_event = on_event or ignore
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
