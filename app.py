@@ -125,7 +125,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     with gr.Row():
                         opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=140, elem_id="opacity")
                         threshold = parts["threshold"] = gr.Slider(
-                            0.05, 0.95, 0.5, step=0.01, label="Threshold", min_width=140, elem_id="threshold"
+                            0, 1, 0.5, step=0.01, label="Threshold", min_width=140, elem_id="threshold"
                         )
                     reset = gr.Button(
                         "Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet"

@@ -162,7 +162,7 @@ def check_references(scans: Sequence[Scan], scores: Sequence[float] | None = Non
 
     Args:
         scans: The k reference scans.
-        scores: Their leave-one-out scores, once there are some.
+        scores: Leave-one-out scores of the `distinct` ones, once there are some.
 
     Returns:
         Warnings, the plainest first; empty when nothing stands out.
@@ -176,7 +176,8 @@ def check_references(scans: Sequence[Scan], scores: Sequence[float] | None = Non
     warnings += _check_shapes(scans)
     warnings += _check_colours(scans)
     warnings += _check_intensities(scans)
-    for place in sorted(find_outliers(scores)) if scores is not None else []:
+    places = [next(i for i, scan in enumerate(scans) if scan is one) for one in distinct(scans)]
+    for place in [places[i] for i in sorted(find_outliers(scores))] if scores is not None else []:
         message = f"{scans[place].label} looks unlike the other {len(scans) - 1}: keep it?"
         warnings.append(ReferenceWarning("outlier", message, (place,)))
     return warnings

@@ -159,11 +159,20 @@ def _parse(metadata: Mapping[str, str]) -> tuple[type[Detector], DetectorConfig,
             f"It has {', '.join(DETECTORS)}."
         )
     try:
-        config = _parse_config(detector_class.config_class, json.loads(metadata["config"]))
-        calibration = Calibration.from_dict(json.loads(metadata["calibration"]))
+        config = _parse_config(detector_class.config_class, _strict_json(metadata["config"]))
+        calibration = Calibration.from_dict(_strict_json(metadata["calibration"]))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(_DAMAGED) from error
     return detector_class, config, calibration
+
+
+def _strict_json(text: str) -> Any:
+    """Parse JSON without the NaN and Infinity that Python's parser would let through."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:

@@ -85,10 +85,14 @@ def predict(
     scans: ScanPaths,
     out: Annotated[Path, typer.Option(help="Folder for scores.csv, overlays and maps.")],
     device: DeviceName = "auto",
+    tower: Annotated[
+        str, typer.Option(help="Tower, if it is a local weights file; else the adapter file names it.")
+    ] = "",
 ) -> None:
     """Score scans and map where they deviate from what the adapter was learned from."""
     with _readable_errors():
-        detector, calibration = load_adapter(adapter, device=resolve_device(device))
+        chosen = _tower(tower, device) if tower else None
+        detector, calibration = load_adapter(adapter, device=resolve_device(device), tower=chosen)
         files = find_scan_files(scans)
         out.mkdir(parents=True, exist_ok=True)
         found = 0

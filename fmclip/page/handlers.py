@@ -42,21 +42,21 @@ def guarded(status: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             try:
                 return handler(self, *args)
             except Exception as error:
-                return _failure(error, status)
+                return _failure(error, status, self.is_adapting(args[-1]))
 
         @functools.wraps(handler)
         def stream(self: Handlers, *args: Any) -> Iterator[Updates]:
             try:
                 yield from handler(self, *args)
             except Exception as error:
-                yield _failure(error, status)
+                yield _failure(error, status, self.is_adapting(args[-1]))
 
         return stream if inspect.isgeneratorfunction(handler) else call
 
     return decorate
 
 
-def _failure(error: Exception, status: str) -> Updates:
+def _failure(error: Exception, status: str, busy: bool = False) -> Updates:
     if isinstance(error, FmclipError):
         message = str(error)
     else:
@@ -68,7 +68,7 @@ def _failure(error: Exception, status: str) -> Updates:
         message = "Something unexpected went wrong. Your scans are still here: try again, or reload the page."
     gr.Warning(message)
     updates: Updates = {status: html.note(message, "error")}
-    if status == "status":
+    if status == "status" and not busy:
         updates |= {"adapt": gr.update(interactive=True), "stop": gr.update(interactive=False)}
     return updates
 
@@ -87,6 +87,10 @@ class Handlers:
         self._cases = {case.name: case for case in cases}
         self._tower_note = tower_note
 
+    def is_adapting(self, token: object) -> bool:
+        """Whether the visitor's fit is running."""
+        return self._visitors.is_adapting(str(token))
+
     # step 1
 
     @guarded("reference_note")
@@ -96,7 +100,7 @@ class Handlers:
         references, queries = case.load()
         visitor.references, visitor.queries[:], visitor.findings, visitor.has_example = references, queries, [], True
         visitor.truths = dict(zip((scan.digest for scan in queries), case.truths, strict=True))
-        visitor.selected = None
+        visitor.selected, visitor.threshold = None, None
         message = f"{case.title}. {case.description} Now press Adapt."
         return {
             "references": html.thumbnails(references, "reference scan"),
@@ -147,6 +151,7 @@ class Handlers:
         )
         yield {"status": html.note("Preparing …")}
         first = next(events)  # raises before anything else changes if the references will not do
+        visitor.threshold = None  # one set by hand belongs to the adapter before
         yield {"adapt": gr.update(interactive=False), "stop": gr.update(interactive=True), "loss": "", "synthetic": ""}
         stage = ""
         for event in _chain(first, events):
@@ -244,7 +249,7 @@ class Handlers:
         threading.Thread(target=self._visitors.leave, args=(token,), daemon=True).start()
 
     def _finish(self, visitor: Visitor, event: Adapted, stage: str) -> Updates:
-        count = len(visitor.references)
+        count = len(event.calibration.reference_scores) if event.calibration else len(visitor.references)
         if event.stopped:
             kept = f"the state after {stage} is kept" if stage else "nothing new was ready yet"
             former = "" if stage or event.calibration is None else "; the adapter from before still answers"

@@ -89,6 +89,11 @@ class Visitors:
             self._visitors.move_to_end(token)
             return visitor
 
+    def is_adapting(self, token: str) -> bool:
+        """Whether a visitor's fit is running; nobody is welcomed by asking."""
+        visitor = self._visitors.get(token)
+        return visitor is not None and visitor.session.is_adapting
+
     def leave(self, token: str) -> None:
         """Forget a visitor."""
         with self._lock:

@@ -1,11 +1,22 @@
 """A plan from fit to row, on a small random tower and simulated scans."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
 import pytest
 
-from fmclip.evaluation import Half, Plan, Protocol, environment, load_datasets, run_plan, summarise, to_markdown
+from fmclip.evaluation import (
+    Half,
+    PixelAUROC,
+    Plan,
+    Protocol,
+    environment,
+    load_datasets,
+    run_plan,
+    summarise,
+    to_markdown,
+)
 
 
 @pytest.fixture
@@ -54,19 +65,44 @@ def test_masks_are_laid_on_the_right_pixels(make_folders, tmp_path, tiny_tower):
     assert inverted.image_auroc == straight.image_auroc
 
 
+def test_abnormal_scans_without_a_mask_say_nothing_about_pixels(make_folders, tmp_path, tiny_tower, monkeypatch):
+    root = make_folders(tmp_path, normal=8, abnormal=5)
+    for number in range(3):
+        (root / f"blobs/masks/{number}.png").unlink()
+    counted: list[bool] = []
+    monkeypatch.setattr(PixelAUROC, "update", lambda self, anomaly_map, mask: counted.append(bool(mask.any())))
+    list(run_plan(Plan(load_datasets(root), ["patch_memory"], [4], [0], "full"), tiny_tower))
+    assert sorted(counted) == [False] * 4 + [True] * 2
+
+
 def test_a_k_beyond_the_dataset_is_skipped_and_told_once(plan, tiny_tower):
     skipped: list[str] = []
-    rows = list(run_plan(replace(plan, ks=[30, 4], seeds=[0, 1]), tiny_tower, on_skip=skipped.append))
+    shares: list[float] = []
+    rows = list(
+        run_plan(
+            replace(plan, ks=[4, 30], seeds=[0, 1]),
+            tiny_tower,
+            on_skip=skipped.append,
+            on_progress=lambda share, text: shares.append(share),
+        )
+    )
     assert [row.k for row in rows] == [4, 4]
+    assert shares[-1] == 1.0
     assert len(skipped) == 1
     assert skipped[0].startswith("blobs: k = 30")
 
 
-def test_protocol_and_half_are_recorded(plan, tiny_tower):
-    half = replace(plan, protocol=Protocol.RAW, half=Half.REPORT, ks=[2], seeds=[0])
-    (row,) = run_plan(half, tiny_tower)
-    assert (row.protocol, row.half) == ("raw", "report")
-    assert row.n_normal + row.n_abnormal + 2 < 13
+def test_protocol_and_half_are_obeyed_and_recorded(make_folders, tmp_path, tiny_tower):
+    root = make_folders(tmp_path)
+    shutil.copy(root / "blobs/abnormal/0.png", root / "blobs/abnormal/copy.png")
+    plan = Plan(load_datasets(root), ["patch_memory"], [2], [0], "full")
+    (unique,) = run_plan(plan, tiny_tower)
+    (raw,) = run_plan(replace(plan, protocol=Protocol.RAW), tiny_tower)
+    (half,) = run_plan(replace(plan, half=Half.REPORT), tiny_tower)
+    assert (unique.protocol, unique.half, unique.n_abnormal) == ("unique", "all", 5)
+    assert (raw.protocol, raw.half, raw.n_abnormal) == ("raw", "all", 6)
+    assert half.half == "report"
+    assert half.n_normal + half.n_abnormal < unique.n_normal + unique.n_abnormal
 
 
 def test_seeds_are_summed_up(plan, tiny_tower):
