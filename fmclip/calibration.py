@@ -132,7 +132,10 @@ class ReferenceWarning:
 
 def distinct(scans: Sequence[Scan]) -> list[Scan]:
     """Leave out scans with the very pixels of an earlier one: a copy would be its own nearest reference."""
-    return list({scan.digest: scan for scan in reversed(scans)}.values())[::-1]
+    first: dict[str, Scan] = {}
+    for scan in scans:
+        first.setdefault(scan.digest, scan)
+    return list(first.values())
 
 
 def require_references(scans: Sequence[Scan]) -> None:

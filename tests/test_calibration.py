@@ -10,6 +10,7 @@ from fmclip.calibration import (
     MAX_REFERENCES,
     Calibration,
     check_references,
+    distinct,
     find_outliers,
     require_references,
 )
@@ -163,3 +164,16 @@ def test_the_scan_unlike_the_others_is_asked_about():
     (warning,) = check_references(scans, scores)
     assert warning.message == "scan 5 looks unlike the other 7: keep it?"
     assert warning.scans == (4,)
+
+
+def test_a_copy_among_the_references_counts_once_and_the_outlier_is_still_named_by_its_place():
+    scans = _scans(6)
+    with_copy = [scans[0], scans[1], scans[0], *scans[2:]]
+    assert [scan.label for scan in distinct(with_copy)] == [scan.label for scan in scans]
+    scores = [0.40, 0.42, 0.39, 0.41, 0.43, 0.95]
+    outliers = [warning.scans for warning in check_references(with_copy, scores) if warning.kind == "outlier"]
+    assert outliers == [(6,)]
+
+
+def test_scores_far_below_the_others_do_not_lift_the_threshold_over_everything():
+    assert Calibration.from_scores([0.41, 0.44, 1e-6, 1e-6, 0.43, 0.42]).threshold < 0.8
