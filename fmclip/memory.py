@@ -153,6 +153,44 @@ class ReferenceMemory:
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 
+    def leave_one_out(self, features: Sequence[Tensor], content: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+        """Distances of each reference to a memory that has never seen it, its whitening included.
+
+        `compare(own=...)` leaves out the scan's patches only: the whitening was learned from its residuals too and
+        shrinks them, so that a new normal scan would score higher than any reference. Learning again without a scan
+        costs one search for the patches whose nearest neighbour lay in it, and one eigendecomposition.
+
+        Args:
+            features: One [k, C_j, H_j, W_j] for each level, those that were learned from.
+            content: [k, S, S] bool, as in `learn`.
+            shrinkage: As in `learn`.
+
+        Returns:
+            [k, V, h, w], in units of `scale`. With two references only, nothing is left to learn a whitening from, and
+            the one of both is used.
+        """
+        k = self.references
+        if k < 3:
+            return self.compare(features, own=torch.arange(k, device=self.owner.device))[0]
+        found = []
+        for look, scale in zip(view_features(features, self.views), self.scale, strict=True):
+            h, w = grid_of(look)
+            every = _patches(look)  # [k * h * w, C]
+            patches = every[patch_content(content, (h, w)).flatten()]  # [N, C]
+            nearest = _nearest(patches, patches, self.owner, self.owner)  # [N]
+            own = []
+            for scan in range(k):
+                rest, others = self.owner != scan, nearest.clone()
+                lost = rest & (self.owner[nearest] == scan)  # their nearest neighbour is gone
+                others[lost] = rest.nonzero()[:, 0][
+                    _nearest(patches[lost], patches[rest], self.owner[rest], self.owner[lost])
+                ]
+                white = _whitening((patches - patches[others])[rest], shrinkage)
+                query, bank = every.view(k, h * w, -1)[scan] @ white, patches[rest] @ white
+                own.append(torch.cdist(query, bank).amin(dim=1).view(h, w) / scale)
+            found.append(torch.stack(own))  # [k, h, w]
+        return torch.stack(found, dim=1)
+
     def state(self) -> dict[str, Tensor]:
         """Tensors on the CPU, by name."""
         state = {"memory.scale": self.scale.cpu(), "memory.owner": self.owner.to("cpu", torch.int32)}
@@ -200,10 +238,14 @@ def _patches(look: Tensor) -> Tensor:
 
 def _residual_whitening(patches: Tensor, owner: Tensor, shrinkage: float) -> Tensor:
     """[N, C] and the scan of each patch [N] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
-    residual = patches - patches[_nearest(patches, patches, owner, owner)]
+    return _whitening(patches - patches[_nearest(patches, patches, owner, owner)], shrinkage)
+
+
+def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
+    """Residuals [N, C] -> [C, C] that makes them white (PCA basis)."""
     covariance = residual.T @ residual / residual.shape[0]  # [C, C]
     variance = covariance.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(covariance.shape[0], device=patches.device)
+    eye = torch.eye(covariance.shape[0], device=residual.device)
     values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * variance * eye)
     return vectors * values.clamp_min(1e-8 * variance).rsqrt()
 
@@ -214,7 +256,7 @@ def _nearest(patches: Tensor, bank: Tensor, owner: Tensor, left_out: Tensor | No
     [P, C], [N, C], owner [N], left_out [P] or None -> [P].
     """
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    found = []
+    found = [torch.empty(0, dtype=torch.long, device=bank.device)]
     for start in range(0, patches.shape[0], chunk):
         closeness = torch.addmm(-half_squares, patches[start : start + chunk], bank.T)  # [chunk, N]; largest is nearest
         if left_out is not None:

@@ -84,3 +84,14 @@ def test_letterbox_bars_are_outside():
     content[:, 8:24] = True
     inside = patch_content(content, (4, 4))
     assert inside[0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
+
+
+def test_leave_one_out_equals_learning_again_without_the_scan(memory):
+    references, content = levels(4), torch.ones(4, 32, 32, dtype=torch.bool)
+    honest = memory.leave_one_out(references, content)
+    for scan in range(4):
+        rest = [other for other in range(4) if other != scan]
+        again = ReferenceMemory.learn([level[rest] for level in references], content[rest], VIEWS)
+        again.scale = memory.scale
+        expected, _ = again.compare([level[[scan]] for level in references])
+        torch.testing.assert_close(honest[[scan]], expected, atol=1e-4, rtol=1e-4)

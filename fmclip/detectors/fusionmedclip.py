@@ -157,7 +157,8 @@ class FusionMedCLIP(Detector):
             features = network.refine(features)
         memory = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
         own = torch.arange(pixels.shape[0], device=pixels.device)
-        memory_maps, log_odds = self._maps(features, content, memory, network, own)
+        honest = memory.leave_one_out(features, content, self.config.shrinkage)
+        memory_maps, log_odds = self._maps(features, content, memory, network, own, honest)
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         evidence = self._combine(memory_maps, log_odds, level)
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
@@ -170,9 +171,14 @@ class FusionMedCLIP(Detector):
         memory: ReferenceMemory,
         network: FusionNetwork | None,
         own: Tensor | None = None,
+        honest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Memory map [B, h, w] and log-odds of the learned map [B, h, w] (None without a network)."""
         distances, residuals = memory.compare(features, own, residuals=network is not None)
+        if honest is not None:  # the references: as large as they are to a memory that has never seen them
+            growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
+            residuals = [one * growth[:, view, None] for view, one in enumerate(residuals)]
+            distances = honest
         memory_maps = memory_map(distances, content, self.config.smoothing)
         if network is None:
             return memory_maps, None

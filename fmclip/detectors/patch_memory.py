@@ -63,8 +63,8 @@ class PatchMemory(Detector):
         pixels, content, _ = to_pixels(normals, self.tower)
         features = batched_features(self.tower, pixels)
         self.memory_ = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
-        own = torch.arange(len(normals), device=pixels.device)
-        maps = self._evidence(features, content, own)
+        distances = self.memory_.leave_one_out(features, content, self.config.shrinkage)
+        maps = memory_map(distances, content, self.config.smoothing)
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         on_event(Ready("patch memory", self))
         return self
@@ -76,13 +76,10 @@ class PatchMemory(Detector):
         found: list[Prediction] = []
         for start in range(0, len(scans), BATCH):
             pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
-            maps = self._evidence(self.tower.features(pixels), content)
+            distances, _ = self.memory_.compare(self.tower.features(pixels))  # [B, V, h, w]
+            maps = memory_map(distances, content, self.config.smoothing)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
-
-    def _evidence(self, features: Sequence[Tensor], content: Tensor, own: Tensor | None = None) -> Tensor:
-        distances, _ = self.memory_.compare(features, own)  # [B, V, h, w]
-        return memory_map(distances, content, self.config.smoothing)
 
     def state(self) -> dict[str, Tensor]:
         """Whitened reference patches, whitening and scales."""
