@@ -3,8 +3,7 @@
 A plain nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with three changes, each chosen on
 the tuning half (benchmarks/NOTES.md):
 
-- Two kinds of view of a level. *Direction*: channels standardised at each place, unit length; blind to gain and
-  contrast, which vary among normal scans of mixed origin. *Energy*: the plain features; sees echo-poor, flat regions.
+- Several views of the features are searched side by side (`fmclip.views`).
 - Each view is whitened by the covariance of its *leave-one-out residuals*: what differs between a reference patch and
   its nearest patch in another reference scan is normal variation, and counts for less.
 - Each view's distance is divided by the mean leave-one-out maximum of the references, so that 1 means "as far as the
@@ -14,59 +13,15 @@ the tuning half (benchmarks/NOTES.md):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmclip.views import View, view_features, weigh
+
+BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
 SHRINKAGE = 0.1  # share of the isotropic part in the residual covariance; keeps it invertible for few references
-
-
-@dataclass(frozen=True)
-class View:
-    """One way to look at one level.
-
-    Attributes:
-        level: Index into the tower's levels.
-        kind: "direction" or "energy".
-    """
-
-    level: int
-    kind: Literal["direction", "energy"]
-
-
-def default_views(grids: Sequence[tuple[int, int]]) -> tuple[View, ...]:
-    """Choose the direction of each level at least half as fine as the finest, and the energy of the deepest of these.
-
-    Args:
-        grids: (H_j, W_j) of each level, shallow to deep.
-    """
-    finest = max(rows for rows, _ in grids)
-    fine = [level for level, (rows, _) in enumerate(grids) if 2 * rows >= finest]
-    return (*(View(level, "direction") for level in fine), View(fine[-1], "energy"))
-
-
-def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Tensor]:
-    """Features of each view on the coarsest of the views' grids.
-
-    Args:
-        features: One [B, C_j, H_j, W_j] for each level of the tower.
-        views: V views.
-
-    Returns:
-        One [B, C_v, h, w] for each view.
-    """
-    h, w = min(tuple(features[view.level].shape[-2:]) for view in views)
-    return [F.adaptive_avg_pool2d(_look(features[view.level], view.kind), (h, w)) for view in views]
-
-
-def _look(features: Tensor, kind: str) -> Tensor:
-    if kind == "energy":
-        return features
-    centred = features - features.mean(dim=1, keepdim=True)
-    return F.normalize(centred, dim=1, eps=1e-6)  # [B, C, H, W]; unit length takes the deviation out too
 
 
 class ReferenceMemory:
@@ -77,7 +32,8 @@ class ReferenceMemory:
         bank: For each view [N, C_v], whitened reference patches; letterbox bars are left out.
         owner: [N], reference scan of each patch.
         whitening: For each view [C_v, C_v].
-        scale: [V], mean over the references of the largest leave-one-out distance.
+        scale: [V], mean over the references of the largest distance with the scan's own patches left out.
+        level: [V], the same with the scan left out of the whitening too, in units of `scale`; see `calibrate`.
         references: k.
     """
 
@@ -88,6 +44,7 @@ class ReferenceMemory:
         owner: Tensor,
         whitening: Sequence[Tensor],
         scale: Tensor,
+        level: Tensor,
         references: int,
     ) -> None:
         self.views = tuple(views)
@@ -95,6 +52,7 @@ class ReferenceMemory:
         self.owner = owner
         self.whitening = list(whitening)
         self.scale = scale
+        self.level = level
         self.references = references
 
     @classmethod
@@ -119,7 +77,8 @@ class ReferenceMemory:
         owner = inside.nonzero()[:, 0]  # [N]
         whitening = [_residual_whitening(one, owner, shrinkage) for one in bank]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
-        memory = cls(views, bank, owner, whitening, torch.ones(len(views), device=bank[0].device), k)
+        ones = torch.ones(len(views), device=bank[0].device)
+        memory = cls(views, bank, owner, whitening, ones, ones, k)
         distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
         largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
         memory.scale = largest.mean(dim=0).clamp_min(1e-6)
@@ -133,15 +92,17 @@ class ReferenceMemory:
         Args:
             features: One [B, C_j, H_j, W_j] for each level.
             own: [B] index of the reference scan that each scan is or was made from; that one is left out. None if none.
-            residuals: Whether the residuals are wanted; gradients flow through them into `features`.
+            residuals: Whether the residuals of the views that show appearance (not the mirror view's) are wanted;
+                gradients flow through them into `features`.
 
         Returns:
             distances [B, V, h, w] to the nearest reference patch, in units of `scale`; residuals, one [B, C_v, h, w]
-            for each view: whitened patch minus nearest whitened reference patch, in units of `scale`.
+            for each view but the mirror view: whitened patch minus nearest whitened reference patch, in units of
+            `scale`.
         """
         distances, differences = [], []
-        for look, bank, white, scale in zip(
-            view_features(features, self.views), self.bank, self.whitening, self.scale, strict=True
+        for view, look, bank, white, scale in zip(
+            self.views, view_features(features, self.views), self.bank, self.whitening, self.scale, strict=True
         ):
             B, C, h, w = look.shape
             patches = _patches(look) @ white  # [B * h * w, C]
@@ -149,7 +110,7 @@ class ReferenceMemory:
             nearest = _nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
             difference = (patches - bank[nearest]) / scale
             distances.append(difference.detach().norm(dim=1).view(B, h, w))
-            if residuals:
+            if residuals and view.kind != "mirror":
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 
@@ -191,9 +152,22 @@ class ReferenceMemory:
             found.append(torch.stack(own))  # [k, h, w]
         return torch.stack(found, dim=1)
 
+    def calibrate(self, distances: Tensor, content: Tensor) -> None:
+        """Make 1 the evidence of the oddest patch of a reference, on average; takes what `leave_one_out` returned."""
+        weighted = distances * patch_weight(content, grid_of(distances))[:, None]  # [k, V, h, w]
+        self.level = weighted.flatten(2).amax(dim=2).mean(dim=0).clamp_min(1e-6)  # [V]
+
+    def evidence(self, distances: Tensor) -> Tensor:
+        """Weigh the views' distances together, each in units of `level`: [B, V, h, w] -> [B, h, w]."""
+        return weigh(distances / self.level.view(-1, 1, 1), self.views)
+
     def state(self) -> dict[str, Tensor]:
         """Tensors on the CPU, by name."""
-        state = {"memory.scale": self.scale.cpu(), "memory.owner": self.owner.to("cpu", torch.int32)}
+        state = {
+            "memory.scale": self.scale.cpu(),
+            "memory.level": self.level.cpu(),
+            "memory.owner": self.owner.to("cpu", torch.int32),
+        }
         for index, (bank, white) in enumerate(zip(self.bank, self.whitening, strict=True)):
             state[f"memory.bank.{index}"] = bank.cpu()
             state[f"memory.whitening.{index}"] = white.cpu()
@@ -211,20 +185,32 @@ class ReferenceMemory:
         """
         bank = [state[f"memory.bank.{index}"].to(device) for index in range(len(views))]
         whitening = [state[f"memory.whitening.{index}"].to(device) for index in range(len(views))]
-        scale, owner = state["memory.scale"].to(device), state["memory.owner"].to(device, torch.int64)
-        fits = references >= 2 and scale.shape == (len(views),) and bool((scale > 0).all()) and owner.ndim == 1
+        scale, level = state["memory.scale"].to(device), state["memory.level"].to(device)
+        owner = state["memory.owner"].to(device, torch.int64)
+        fits = references >= 2 and owner.ndim == 1
+        fits = fits and all(one.shape == (len(views),) and bool((one > 0).all()) for one in (scale, level))
         fits = fits and set(owner.unique().tolist()) == set(range(references))
         for one, white in zip(bank, whitening, strict=True):
             fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and len(one) == len(owner)
         if not fits:
             raise ValueError("patch memory with tensors of the wrong shape")
-        return cls(views, bank, owner, whitening, scale, references)
+        return cls(views, bank, owner, whitening, scale, level, references)
 
 
 def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:
     """Which patches lie mostly inside the scan: [B, S, S] bool -> [B, h, w] bool; never none of a scan's."""
     share = F.adaptive_avg_pool2d(content[:, None].float(), grid)[:, 0]  # [B, h, w]
     return share >= share.flatten(1).amax(dim=1).clamp_max(0.5).view(-1, 1, 1)
+
+
+def patch_weight(content: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much evidence counts: 0 on letterbox bars, `BORDER_WEIGHT` beside them and at the edge of the square, else 1.
+
+    [B, S, S] bool -> [B, h, w].
+    """
+    inside = patch_content(content, grid).float()
+    core = -F.max_pool2d(-F.pad(inside[:, None], (1, 1, 1, 1)), 3, stride=1)[:, 0]  # erosion: [B, h, w]
+    return BORDER_WEIGHT * inside + (1 - BORDER_WEIGHT) * core
 
 
 def grid_of(maps: Tensor) -> tuple[int, int]:

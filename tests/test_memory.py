@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fmclip.memory import ReferenceMemory, View, default_views, patch_content, view_features
+from fmclip.memory import ReferenceMemory, patch_content, patch_weight
+from fmclip.views import View, default_views, view_features, weigh
 
 VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "energy"))
 
@@ -68,8 +69,49 @@ def test_state_round_trip_and_damage(memory):
 
 def test_views_follow_the_grids():
     cnn = default_views([(28, 28), (14, 14), (7, 7)])
-    assert cnn == (View(0, "direction"), View(1, "direction"), View(1, "energy"))
-    assert len(default_views([(16, 16)] * 3)) == 4
+    assert [(view.level, view.kind) for view in cnn] == [
+        (0, "direction"),
+        (1, "direction"),
+        (1, "energy"),
+        (1, "mirror"),
+    ]
+    assert len(default_views([(16, 16)] * 3)) == 5
+
+
+def test_the_mirror_view_sees_what_one_side_has_and_the_other_lacks():
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(6, 6, 14, 7, generator=generator)
+    symmetric = torch.cat([half, half.flip(3)], dim=3)
+    content = torch.ones(6, 224, 224, dtype=torch.bool)
+    views = (View(0, "direction"), View(0, "mirror"))
+    references = symmetric + 0.1 * torch.randn(6, 6, 14, 14, generator=generator)
+    memory = ReferenceMemory.learn([references], content, views)
+    one_sided = references[:1].clone()
+    one_sided[:, :, 5:8, 1:4] = references[1:2, :, 5:8, 10:13]  # normal tissue, but on one side only
+    clean, changed = (memory.compare([scan])[0][0, 1] for scan in (references[:1], one_sided))
+    assert changed[6, 2] > clean[6, 2] + 0.2
+    assert changed[6, 11] > clean[6, 11] + 0.2  # the other side of the pair
+    torch.testing.assert_close(changed[12], clean[12])
+
+
+def test_near_the_midline_the_mirror_view_is_not_asked():
+    views = (View(0, "direction"), View(0, "mirror"))
+    distances = torch.zeros(1, 2, 14, 14)
+    distances[:, 1] = 1
+    weighed = weigh(distances, views)[0, 0]
+    assert weighed[5:9].tolist() == [0] * 4
+    assert weighed[:5].tolist() == weighed[9:].tolist() == [0.5] * 5
+
+
+def test_evidence_counts_less_beside_bars_and_not_at_all_on_them():
+    content = torch.zeros(1, 80, 80, dtype=torch.bool)
+    content[:, 16:64] = True
+    weight = patch_weight(content, (10, 10))[0]
+    assert weight[:2].eq(0).all()
+    assert weight[8:].eq(0).all()
+    assert weight[3:7, 1:9].eq(1).all()
+    torch.testing.assert_close(weight[2], torch.full((10,), 0.8))
+    torch.testing.assert_close(weight[2:8, 0], torch.full((6,), 0.8))
 
 
 def test_two_identical_references_do_not_divide_by_zero():

@@ -26,10 +26,11 @@ from fmclip.detectors.patch_memory import BATCH, batched_features, memory_map
 from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
 from fmclip.errors import CheckpointError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, grid_of, patch_content
+from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
+from fmclip.views import default_views
 
 SHOWN_EXAMPLES = 8
 
@@ -158,6 +159,7 @@ class FusionMedCLIP(Detector):
         memory = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
         own = torch.arange(pixels.shape[0], device=pixels.device)
         honest = memory.leave_one_out(features, content, self.config.shrinkage)
+        memory.calibrate(honest, content)
         memory_maps, log_odds = self._maps(features, content, memory, network, own, honest)
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         evidence = self._combine(memory_maps, log_odds, level)
@@ -179,7 +181,7 @@ class FusionMedCLIP(Detector):
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
             residuals = [one * growth[:, view, None] for view, one in enumerate(residuals)]
             distances = honest
-        memory_maps = memory_map(distances, content, self.config.smoothing)
+        memory_maps = memory_map(memory, distances, content, self.config.smoothing)
         if network is None:
             return memory_maps, None
         maps = network(features, residuals, network.prompts(self.tower))

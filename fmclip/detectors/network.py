@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fmclip.adapters import AlignmentAdapter, BlockAdapter
 from fmclip.maps import similarity_map
-from fmclip.memory import View, view_features
 from fmclip.prompts import PromptLearner
 from fmclip.towers import Tower
+from fmclip.views import View, view_features
 
 if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
@@ -25,7 +25,7 @@ class FusionNetwork(nn.Module):
 
     Args:
         tower: Gives widths and token embeddings; not kept.
-        views: One alignment adapter for each.
+        views: One alignment adapter for each, the mirror view apart: it only speaks through the memory.
         config: Settings.
         generator: Draws the start.
 
@@ -37,11 +37,11 @@ class FusionNetwork(nn.Module):
         self, tower: Tower, views: Sequence[View], config: FusionMedCLIPConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.views = tuple(views)
+        self.views = tuple(view for view in views if view.kind != "mirror")
         self.reads_residuals = config.features == "residual"
         self.prompts = PromptLearner(tower, config.scan_type, config.context_tokens)
         self.alignment = nn.ModuleList(
-            AlignmentAdapter(tower.widths[view.level], tower.text_width, generator) for view in views
+            AlignmentAdapter(tower.widths[view.level], tower.text_width, generator) for view in self.views
         )
         self.block = nn.ModuleList()
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), config.learn_temperature)

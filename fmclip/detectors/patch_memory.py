@@ -15,8 +15,9 @@ from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, default_views, grid_of, patch_content
+from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
+from fmclip.views import default_views
 
 BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
 
@@ -64,25 +65,26 @@ class PatchMemory(Detector):
         features = batched_features(self.tower, pixels)
         self.memory_ = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
         distances = self.memory_.leave_one_out(features, content, self.config.shrinkage)
-        maps = memory_map(distances, content, self.config.smoothing)
+        self.memory_.calibrate(distances, content)
+        maps = memory_map(self.memory_, distances, content, self.config.smoothing)
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         on_event(Ready("patch memory", self))
         return self
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
-        """Map each scan by the mean distance over the views."""
+        """Map each scan by the weighted mean distance over the views."""
         self._require_fit()
         found: list[Prediction] = []
         for start in range(0, len(scans), BATCH):
             pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
             distances, _ = self.memory_.compare(self.tower.features(pixels))  # [B, V, h, w]
-            maps = memory_map(distances, content, self.config.smoothing)
+            maps = memory_map(self.memory_, distances, content, self.config.smoothing)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Whitened reference patches, whitening and scales."""
+        """Whitened reference patches, whitening, scales and levels."""
         self._require_fit()
         return self.memory_.state()
 
@@ -96,10 +98,10 @@ class PatchMemory(Detector):
             raise CheckpointError("The adapter file lacks parts of its patch memory; adapt again.") from error
 
 
-def memory_map(distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
-    """Average the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
-    maps = smooth_map(distances.mean(dim=1), smoothing)
-    return maps * patch_content(content, grid_of(maps))
+def memory_map(memory: ReferenceMemory, distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
+    """Weigh the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
+    maps = smooth_map(memory.evidence(distances), smoothing)
+    return maps * patch_weight(content, grid_of(maps))
 
 
 def batched_features(tower: Any, pixels: Tensor, batch: int = BATCH) -> list[Tensor]:

@@ -9,8 +9,9 @@ from fmclip.detectors.base import to_pixels
 from fmclip.detectors.events import ignore
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.training import synthesise, train_stage2, train_stage3
-from fmclip.memory import ReferenceMemory, default_views
+from fmclip.memory import ReferenceMemory
 from fmclip.towers import get_tower
+from fmclip.views import default_views
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-resnet"])
@@ -64,7 +65,7 @@ def test_a_larger_residual_starts_out_more_abnormal(setting):
     tower, config, generator, *_, memory = setting
     network = FusionNetwork(tower, memory.views, config, generator)
     prompts = network.prompts(tower)
-    widths = [tower.widths[view.level] for view in memory.views]
+    widths = [tower.widths[view.level] for view in network.views]
     sizes = (0.1, 0.5, 1.0, 2.0)
     residuals = [torch.randn(len(sizes), width, 1, 1, generator=generator) for width in widths]
     residuals = [
