@@ -113,8 +113,10 @@ class Calibration:
             threshold, rule = float(values["threshold"]), str(values["rule"])
         except (KeyError, TypeError) as error:
             raise ValueError("the calibration is not complete") from error
-        if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES or not all(map(math.isfinite, (*scores, threshold))):
-            raise ValueError("the calibration holds values out of range")
+        if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES:
+            raise ValueError(f"the calibration has {len(scores)} reference scores")
+        if not all(0 <= value <= 1 for value in (*scores, threshold)):  # also False for NaN
+            raise ValueError("the calibration holds scores outside 0 to 1")
         return cls(scores, threshold, rule)
 
 
