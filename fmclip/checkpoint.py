@@ -13,7 +13,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -24,24 +24,59 @@ from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors.base import Detector, DetectorConfig
 from fmclip.errors import CheckpointError, FmclipError, NotFittedError
+from fmclip.memory import default_views
+from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
 
 FORMAT = "fmclip-adapter"
 FORMAT_VERSION = 1
-MAX_HEADER_BYTES = 4 * 2**20
+MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
+MAX_METADATA_CHARS = 16_384
+"""Of one entry; the longest that is written holds the scores of 64 references, in less than 2000."""
+MAX_TEXT_CHARS = 1000
+"""Of a text in a config, such as the scan type; prompts take less than 80 words."""
+MAX_PARTS = 64
+"""Of a setting that is a list."""
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "context_tokens": (1, 64),
+    "batch_size": (1, 1024),
+    "stage2_epochs": (0, 10_000),
+    "stage3_epochs": (0, 10_000),
+    "lora_rank": (1, 128),
+    "lora_alpha": (0, 1024),
+    "lora_dropout": (0, 0.99),
+    "lora_depth": (1e-3, 1),
+    "block_bottleneck": (1, 1024),
+    "block_dropout": (0, 0.99),
+    "score_top": (0, 1),
+    "temperature": (1e-4, 100),
+    "pool_size": (1, 10_000),
+    "learned_weight": (0, 100),
+    "shrinkage": (0, 1),
+    "smoothing": (0, 16),
+}
+"""Smallest and largest value of a config field that is taken from a file: what is sensible, with room, and too small to
+fill the memory. Rates ("..._lr") lie in 0 to 1, all other numbers in 0 to 10000."""
+
+_RATES, _NUMBERS = (0.0, 1.0), (0.0, 10_000.0)
+_DTYPES = ("F32", "F16", "BF16", "I32", "I64", "BOOL")
 
 _DAMAGED = "The adapter file is damaged or incomplete. Download or save it again."
 _FOREIGN = "This is not an adapter file. Choose a .safetensors file that fmclip saved after adapting."
 
 
-def save_adapter(path: str | os.PathLike[str], detector: Detector, calibration: Calibration) -> None:
+def save_adapter(
+    path: str | os.PathLike[str], detector: Detector, calibration: Calibration, *, window: str | None = None
+) -> None:
     """Write what was learned into one file; an older file of that name stays whole until the new one is complete.
 
     Args:
         path: Where to; the folder must exist.
         detector: A fitted detector.
         calibration: Its calibration.
+        window: Name of the window that the references were read with.
 
     Raises:
         NotFittedError: The detector has learned nothing yet.
@@ -59,6 +94,8 @@ def save_adapter(path: str | os.PathLike[str], detector: Detector, calibration: 
         "tower": detector.tower.name,
         "tower_identity": detector.tower.identity,
     }
+    if window is not None:
+        metadata["window"] = window
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state().items()}
     try:
         _write_whole(Path(path), save(tensors, metadata))
@@ -81,12 +118,13 @@ def load_adapter(
         The detector, ready to predict, and its calibration.
 
     Raises:
-        CheckpointError: The file is damaged, no adapter, of another version, or made for another tower.
+        CheckpointError: The file is damaged, no adapter, of another version, made for another tower, or holds
+            settings or tensors of sizes that no adapter has. All that is found out before a tensor is loaded.
         TowerError: The tower that it names cannot be loaded.
     """
-    metadata = _read_metadata(Path(path))
+    header = _read_header(Path(path))
+    metadata = header.metadata
     detector_class, config, calibration = _parse(metadata)
-    tensors = _read_tensors(Path(path))
     if tower is None:
         tower = get_tower(metadata["tower"], device=device)
     if tower.identity != metadata["tower_identity"]:
@@ -94,6 +132,8 @@ def load_adapter(
             f"This adapter was made for another tower ({_shown(metadata['tower'])}) than the one in use "
             f"({_shown(tower.name)}), or for other weights of it. Choose that tower, or adapt again."
         )
+    _check_memory(header.shapes, tower, len(calibration.reference_scores))
+    tensors = _read_tensors(Path(path))
     try:
         detector = detector_class(tower, config)
         detector.reference_scores_ = calibration.reference_scores  # first: their number says how the state is laid out
@@ -103,6 +143,21 @@ def load_adapter(
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(_DAMAGED) from error
     return detector, calibration
+
+
+def read_window(path: str | os.PathLike[str]) -> str | None:
+    """Read which window the references of an adapter were read with; None if its file does not say.
+
+    Raises:
+        CheckpointError: The file is damaged, no adapter, or of another version.
+    """
+    window = _read_header(Path(path)).metadata.get("window")
+    if window is None:
+        return None
+    try:
+        return name_window(parse_window(window))
+    except (FmclipError, AttributeError) as error:
+        raise CheckpointError(_DAMAGED) from error
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -118,8 +173,13 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of an adapter file, all sizes checked before anything is read."""
+class _Header(NamedTuple):
+    metadata: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]  # of each tensor
+
+
+def _read_header(path: Path) -> _Header:
+    """Return what an adapter file says about itself, all sizes checked before anything is read."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -145,7 +205,37 @@ def _read_metadata(path: Path) -> dict[str, str]:
     wanted = ("method", "config", "calibration", "tower", "tower_identity")
     if not all(isinstance(metadata.get(key), str) for key in wanted):
         raise CheckpointError(_DAMAGED)
-    return metadata
+    if any(len(str(value)) > MAX_METADATA_CHARS for value in metadata.values()):
+        raise CheckpointError(f"The adapter file describes itself at a length that no adapter needs. {_DAMAGED}")
+    return _Header(metadata, {name: _shape(entry) for name, entry in header.items() if name != "__metadata__"})
+
+
+def _shape(entry: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor from its entry in the header; safetensors itself checks it against the data."""
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(_DAMAGED) from error
+    if dtype not in _DTYPES or not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise CheckpointError(_DAMAGED)
+    return shape
+
+
+def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, references: int) -> None:
+    """Refuse a patch memory that is not of this tower: each view's width, and no more patches than the scans have."""
+    if not any(name.startswith("memory.") for name in shapes):
+        return
+    views = default_views(tower.grids)
+    patches = shapes.get("memory.owner", ())
+    rows, columns = min(tower.grids[view.level] for view in views)
+    fits = len(patches) == 1 and references <= patches[0] <= references * rows * columns
+    fits = fits and shapes.get("memory.scale") == (len(views),)
+    for index, view in enumerate(views):
+        width = tower.widths[view.level]
+        fits = fits and shapes.get(f"memory.bank.{index}") == (*patches, width)
+        fits = fits and shapes.get(f"memory.whitening.{index}") == (width, width)
+    if not fits:
+        raise CheckpointError(f"The adapter's patch memory does not fit this tower and {references} scans. {_DAMAGED}")
 
 
 def _parse(metadata: Mapping[str, str]) -> tuple[type[Detector], DetectorConfig, Calibration]:
@@ -161,7 +251,7 @@ def _parse(metadata: Mapping[str, str]) -> tuple[type[Detector], DetectorConfig,
     try:
         config = _parse_config(detector_class.config_class, _strict_json(metadata["config"]))
         calibration = Calibration.from_dict(_strict_json(metadata["calibration"]))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(_DAMAGED) from error
     return detector_class, config, calibration
 
@@ -176,14 +266,33 @@ def _strict_json(text: str) -> Any:
 
 
 def _parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:
-    """Build a config from JSON; each value must be of the kind that the default has."""
+    """Build a config from JSON; each value must be of the kind that the default has, and within its limits."""
     config = config_class.from_dict(values)
+    kinds = get_type_hints(config_class)
     for key, default in config_class().to_dict().items():
         value = getattr(config, key)
-        allowed = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and value is not None and not isinstance(value, allowed):
+        choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
+        if not _is_kind_of(value, default) or (choices and value not in choices):
             raise TypeError(f"config field {key} is of another kind")
+        low, high = LIMITS.get(key, _RATES if key.endswith("_lr") else _NUMBERS)
+        parts = value if isinstance(value, tuple) else (value,)
+        numbers = [part for part in parts if isinstance(part, (int, float))]
+        texts = [part for part in parts if isinstance(part, str)]
+        is_within = all(low <= number <= high for number in numbers)  # also False for NaN
+        if not is_within or any(len(text) > MAX_TEXT_CHARS for text in texts) or len(parts) > MAX_PARTS:
+            raise CheckpointError(f"The adapter's setting {key} is out of its range. {_DAMAGED}")
     return config
+
+
+def _is_kind_of(value: Any, default: Any) -> bool:
+    """Whether a value from JSON may stand for a default: an integer for a float, but no bool for a number."""
+    if default is None:
+        return value is None or isinstance(value, (str, int, float))
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(value, tuple):
+        return isinstance(default, tuple) and all(isinstance(part, (str, int, float)) for part in value)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -193,7 +302,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_DAMAGED) from error
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise CheckpointError(f"The adapter holds numbers that are not finite. {_DAMAGED}")
-    return tensors
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _shown(text: object) -> str:

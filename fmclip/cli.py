@@ -6,11 +6,12 @@ import contextlib
 import csv
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import torch
 import typer
@@ -20,13 +21,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
-from fmclip.checkpoint import load_adapter, save_adapter
+from fmclip.checkpoint import load_adapter, read_window, save_adapter
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
 from fmclip.errors import FmclipError, ScanError
-from fmclip.evaluation import Half, Plan, Protocol, Row, environment, load_datasets, run_plan, summarise
+from fmclip.evaluation import Dataset, Half, Plan, Protocol, Row, environment, load_datasets, run_plan, summarise
 from fmclip.evaluation.tables import percent
 from fmclip.figures import overlay, save_map, save_picture
-from fmclip.scans import find_scan_files, read_scan, read_scans
+from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
 from fmclip.session import resolve_device
 from fmclip.towers import Tower, get_tower
 
@@ -39,15 +40,23 @@ app = typer.Typer(
 
 
 class Preset(str, Enum):
-    """How long to train."""
+    """How long to train; the paper's lengths are for a GPU."""
 
     FAST = "fast"
     FULL = "full"
+    PAPER = "paper"
 
 
 ScanPaths = Annotated[list[Path], typer.Argument(metavar="SCAN_OR_FOLDER...", help="Scans, or folders of scans.")]
 TowerName = Annotated[str, typer.Option(help='"mini", or any open_clip model ("ViT-L-14:openai", "hf-hub:org/name").')]
 DeviceName = Annotated[str, typer.Option(help='"auto" takes a GPU when there is one; or "cpu", "cuda", "cuda:1".')]
+SliceIndex = Annotated[
+    int | None,
+    typer.Option(
+        "--slice", min=0, help="Slice of NIfTI volumes, frame of DICOM files, from 0; the middle one if left out."
+    ),
+]
+WINDOW_HELP = "Window of DICOM and NIfTI files: soft-tissue, lung, brain, bone, as-stored, or CENTRE,WIDTH."
 
 
 @app.command()
@@ -57,15 +66,20 @@ def adapt(
     scan_type: Annotated[str, typer.Option(help='What the scans show, such as "brain MRI".')] = "medical scan",
     tower: TowerName = "mini",
     preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
-    seed: Annotated[int, typer.Option(help="Start of all random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Start of all random draws.")] = 0,
     device: DeviceName = "auto",
+    slice_index: SliceIndex = None,
+    window: Annotated[str, typer.Option(help=f"{WINDOW_HELP} The adapter remembers it.")] = AS_STORED,
 ) -> None:
     """Learn from normal scans and save an adapter."""
     with _readable_errors():
+        shown = parse_window(window)
         if out.is_dir():
             raise FmclipError("--out is a folder: give the name of the adapter file to write.")
         out.parent.mkdir(parents=True, exist_ok=True)
-        normals, errors = read_scans(find_scan_files(scans))
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass  # a folder that takes no file is better told before the training than after
+        normals, errors = read_scans(find_scan_files(scans), slice_index=slice_index, window=shown)
         _warn(*map(str, errors))
         require_references(normals)
         detector = _new_detector(_tower(tower, device), preset, scan_type, seed)
@@ -74,7 +88,7 @@ def adapt(
         scores = detector.reference_scores_
         assert scores is not None, "a fitted detector has scores"
         calibration = Calibration.from_scores(scores)
-        save_adapter(out, detector, calibration)
+        save_adapter(out, detector, calibration, window=name_window(shown))
         _warn(*(warning.message for warning in check_references(normals, scores)))
         typer.echo(f"Adapter saved: {len(normals)} reference scans, threshold {calibration.threshold:.3f}.")
 
@@ -88,21 +102,27 @@ def predict(
     tower: Annotated[
         str, typer.Option(help="Tower, if it is a local weights file; else the adapter file names it.")
     ] = "",
+    slice_index: SliceIndex = None,
+    window: Annotated[
+        str, typer.Option(help="Window of DICOM and NIfTI files; the adapter's if left out, and no other is taken.")
+    ] = "",
 ) -> None:
     """Score scans and map where they deviate from what the adapter was learned from."""
     with _readable_errors():
+        shown = _window_of(adapter, window)
         chosen = _tower(tower, device) if tower else None
         detector, calibration = load_adapter(adapter, device=resolve_device(device), tower=chosen)
         files = find_scan_files(scans)
         out.mkdir(parents=True, exist_ok=True)
         found = 0
-        with _progress() as progress, (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        with _progress() as progress, _new_text(out / "scores.csv") as file:
             table = csv.writer(file)
             table.writerow(["file", "score", "threshold", "verdict", "rank"])
             numbered = enumerate(zip(files, _distinct_stems(files), strict=True), start=1)
             for number, (path, stem) in progress.track(numbered, total=len(files), description="scans"):
                 try:
-                    scan = read_scan(path, label=f"scan {number}")  # one at a time: a folder may hold thousands
+                    # one at a time: a folder may hold thousands
+                    scan = read_scan(path, label=f"scan {number}", slice_index=slice_index, window=shown)
                 except ScanError as error:
                     _warn(str(error))
                     continue
@@ -137,7 +157,7 @@ def evaluate(
     """Measure methods on scans with known answers: image and pixel AUROC for each k and seed."""
     with _readable_errors():
         plan = Plan(
-            datasets=load_datasets(root, dataset),
+            datasets=_datasets(root, dataset),
             methods=_methods(method),
             ks=_reference_counts(k),
             seeds=range(seeds),
@@ -170,6 +190,31 @@ def _new_detector(tower: Tower, preset: Preset, scan_type: str, seed: int) -> De
     detector_class = DETECTORS[DEFAULT_DETECTOR]
     config_class: Any = detector_class.config_class
     return detector_class(tower, config_class.preset(preset.value, scan_type=scan_type, seed=seed))
+
+
+def _window_of(adapter: Path, asked: str) -> tuple[float, float] | None:
+    """Return the window that the adapter's references were read with; refuse to read queries with another one."""
+    learned = read_window(adapter) or AS_STORED
+    if asked and name_window(parse_window(asked)) != learned:
+        raise FmclipError(
+            f"The adapter was learned from scans read with the window {learned}: read with --window {asked}, other "
+            "scans would deviate for that alone. Leave --window out, or adapt again with it."
+        )
+    return parse_window(learned)
+
+
+def _datasets(root: Path, names: Sequence[str] | None) -> list[Dataset]:
+    try:
+        return load_datasets(root, names)
+    except (csv.Error, UnicodeError, TypeError, ValueError) as error:  # rows that are too short hold None
+        raise FmclipError(
+            "manifest.csv could not be read: save it as comma-separated UTF-8 text, every row with all columns."
+        ) from error
+
+
+def _new_text(path: Path) -> TextIO:
+    """Open a text file for writing; file names that are no text are written with escapes."""
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def _tower(name: str, device: str) -> Tower:
@@ -257,7 +302,14 @@ def _readable_errors() -> Iterator[None]:
         text = str(error)
     except OSError as error:  # a folder that cannot be written, a full disk
         text = f"A file or folder could not be read or written: {error.strerror or 'the system refused it'}."
-    except torch.OutOfMemoryError:
-        text = "The device ran out of memory. Use fewer scans, a smaller tower, or --device cpu."
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        text = "The memory ran out. Use fewer or smaller scans, a smaller tower, or another --device."
     Console(stderr=True).print(f"[red]Error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
     raise typer.Exit(1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; on a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

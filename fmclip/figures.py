@@ -1,4 +1,4 @@
-"""Pictures of results: overlays on one fixed colour scale, the map as a 16-bit PNG, loss curve, score histogram.
+"""Pictures of results: overlays on one fixed colour scale, the map as a 16-bit PNG, score histogram.
 
 Overlays are NumPy and OpenCV only, so that a slider can redraw them at once. Colours are inferno's: perceptually
 uniform, rising in lightness, and readable with any colour vision.
@@ -6,13 +6,11 @@ uniform, rising in lightness, and readable with any colour vision.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -118,30 +116,6 @@ def save_map(path: Path, anomaly_map: np.ndarray) -> None:
     _write_png(path, np.rint(np.clip(anomaly_map, 0, 1) * 65535).astype(np.uint16))
 
 
-def loss_curve(curve: Sequence[tuple[str, float]]) -> Figure:
-    """Plot the training loss.
-
-    Args:
-        curve: (stage, loss) of each step.
-
-    Returns:
-        A figure of its own, outside of pyplot's registry: nothing needs to be closed.
-    """
-    figure, axes = _figure("step", "loss")
-    start = 0
-    for place, (stage, points) in enumerate(itertools.groupby(curve, key=lambda point: point[0])):
-        values = [loss for _, loss in points]
-        steps = np.arange(start + 1, start + len(values) + 1)
-        colour = f"C{place}"
-        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=colour, linewidth=1.8, label=stage)
-        start += len(values)
-    if start:
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
 def score_histogram(
     reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
 ) -> Figure:
@@ -155,7 +129,10 @@ def score_histogram(
     Returns:
         A figure of its own, outside of pyplot's registry.
     """
-    figure, axes = _figure("score", "reference scans")
+    figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="score", ylabel="reference scans", xlim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
     bins = np.linspace(0, 1, 41)  # one scale for all scans of all adapters
     axes.hist(np.clip(reference_scores, 0, 1), bins=bins.tolist(), color="#7f8fa6", label="reference scans")
     axes.axvline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
@@ -164,27 +141,9 @@ def score_histogram(
         colour = "#d1495b" if score > threshold else "#00798c"
         axes.plot([score], [top * 0.08], marker="v", markersize=9, color=colour, linestyle="none", clip_on=False)
         axes.annotate(label, (score, top * 0.14), rotation=90, ha="center", va="bottom", fontsize=8, color=colour)
-    axes.set_xlim(0, 1)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _running_mean(values: Sequence[float], width: int = 15) -> np.ndarray:
-    """Average each value with up to `width` - 1 before it."""
-    sums = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=float)]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - width)
-    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

@@ -1,11 +1,11 @@
 """Losses of the anomaly map: focal on the image score, dice on the pixels.
 
 FusionMedCLIP section 3.5, Eq. 14 to 16: L = w_img * focal(max S_a, y) + w_seg * dice(S_a, Y). All of them take
-probabilities, since S_a already is a softmax over {normal, abnormal}. Each loss is a function and a thin module.
+probabilities, since S_a already is a softmax over {normal, abnormal}.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def image_score(maps: Tensor, top: float = 0.0) -> Tensor:
@@ -31,9 +31,7 @@ def image_score(maps: Tensor, top: float = 0.0) -> Tensor:
     return flat.topk(count, dim=1).values.mean(dim=1)  # [B]
 
 
-def focal_loss(
-    score: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None, eps: float | None = None
-) -> Tensor:
+def focal_loss(score: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
     """Binary focal loss on probabilities, -(1 - p_t) ** gamma * log(p_t), averaged over all elements (Eq. 15).
 
     Args:
@@ -41,7 +39,6 @@ def focal_loss(
         target: 1 for abnormal and 0 for normal, same shape, any dtype.
         gamma: Focus on the hard examples; 0 gives cross-entropy.
         alpha: Weight of the abnormal class, 1 - alpha that of the normal one; None weighs both with 1.
-        eps: How far p_t is kept from 0 so that the logarithm is finite; None takes the dtype's own resolution.
 
     Returns:
         Scalar, same dtype as `score`.
@@ -54,7 +51,7 @@ def focal_loss(
         raise ValueError(f"focal loss needs gamma >= 0 and alpha in [0, 1], got {gamma} and {alpha}")
     truth = target.to(score.dtype)
     right = score * truth + (1 - score) * (1 - truth)  # p_t, the probability of the true class
-    floor = torch.finfo(score.dtype).eps if eps is None else eps
+    floor = torch.finfo(score.dtype).eps  # keeps the logarithm finite
     loss = -((1 - right).clamp_min(0) ** gamma) * right.clamp_min(floor).log()
     if alpha is not None:
         loss = loss * (alpha * truth + (1 - alpha) * (1 - truth))
@@ -100,27 +97,3 @@ def _check_pair(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(f"{name} and {other_name} are empty")
     if not value.is_floating_point():
         raise ValueError(f"{name} must hold floating-point probabilities, got {value.dtype}")
-
-
-class FocalLoss(nn.Module):
-    """`focal_loss` with its settings kept."""
-
-    def __init__(self, gamma: float = 2.0, alpha: float | None = None) -> None:
-        super().__init__()
-        self.gamma, self.alpha = gamma, alpha
-
-    def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of probabilities and targets of one shape."""
-        return focal_loss(score, target, gamma=self.gamma, alpha=self.alpha)
-
-
-class DiceLoss(nn.Module):
-    """`dice_loss` with its settings kept."""
-
-    def __init__(self, smooth: float = 1.0) -> None:
-        super().__init__()
-        self.smooth = smooth
-
-    def forward(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss of maps [B, H, W] and masks [B, H, W]."""
-        return dice_loss(maps, masks, smooth=self.smooth)

@@ -112,6 +112,7 @@ def test_outliers_are_found_and_do_not_hide_each_other():
         (_scans(MAX_REFERENCES + 1), f"{MAX_REFERENCES + 1} normal scans"),
         ([*_scans(3), Scan(np.full((9, 9), 0.5, np.float32), "scan 4")], "scan 4: the image is one flat value"),
         (_scans(1) * 3, "the same picture"),
+        ([Scan(np.roll(_scans(1)[0].pixels, shift, axis=1)) for shift in (0, 2, 4)], "the same picture"),
     ],
 )
 def test_sets_that_nothing_can_be_learned_from_are_refused(scans, message):
@@ -131,7 +132,34 @@ def test_copies_are_named():
     mirrored = scans[2].pixels[:, ::-1]
     extended = [*scans, Scan(scans[0].pixels, "scan 5"), Scan(noisy, "scan 6"), Scan(mirrored, "scan 7")]
     assert _kinds(extended) == [("duplicate", (0, 4)), ("near-duplicate", (1, 5)), ("near-duplicate", (2, 6))]
-    assert check_references(extended)[0].message.startswith("scan 1 and scan 5 are the same picture")
+    same, almost, _ = check_references(extended)
+    assert same.message.startswith("scan 1 and scan 5 are the same picture")
+    assert almost.message.startswith("scan 2 and scan 6 are almost the same picture: the second is left out")
+
+
+@pytest.mark.parametrize(("right", "down", "gain"), [(0, 0, 1.1), (1, 0, 1.0), (0.5, -0.5, 0.9), (-1, 1, 1.05)])
+def test_a_scan_shifted_or_brightened_a_little_is_the_same_scan(right, down, gain):
+    scans = _scans(4)
+    move = np.array([[1, 0, right], [0, 1, down]], np.float32)
+    moved = cv2.warpAffine(scans[0].pixels, move, (60, 48), borderMode=cv2.BORDER_REPLICATE)
+    extended = [*scans, Scan(np.clip(moved * gain, 0, 1), "scan 5")]
+    assert [scan.label for scan in distinct(extended)] == [scan.label for scan in scans]
+    assert _kinds(extended) == [("near-duplicate", (0, 4))]
+
+
+def test_a_warning_names_the_scan_that_is_kept():
+    scan = _scans(1)[0]
+    copies = [Scan(np.clip(scan.pixels * gain, 0, 1), f"scan {place}") for place, gain in enumerate((1, 1.05, 1.1), 1)]
+    assert [warning.scans for warning in check_references([*copies, *_scans(3, seed=1)])] == [(0, 1), (0, 2)]
+
+
+def test_scans_of_a_phantom_are_all_alike_and_none_of_them_is_a_copy():
+    phantom, generator = _scans(1)[0].pixels, np.random.default_rng(2)
+    noisy = [np.clip(phantom + generator.normal(0, 0.02, phantom.shape), 0, 1) for _ in range(5)]
+    scans = [Scan(pixels, f"scan {place}") for place, pixels in enumerate(noisy, 1)]
+    assert distinct(scans) == scans
+    (warning,) = check_references(scans)
+    assert warning.message.startswith("Most of the 5 references are almost the same picture")
 
 
 def test_mixed_scan_types_are_named():

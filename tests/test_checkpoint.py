@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import fmclip.checkpoint
 import fmclip.detectors
 from fmclip.calibration import Calibration
-from fmclip.checkpoint import load_adapter, save_adapter
+from fmclip.checkpoint import load_adapter, read_window, save_adapter
+from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction
 from fmclip.errors import CheckpointError, NotFittedError, TowerError
 from fmclip.scans import Scan
@@ -232,7 +234,132 @@ def test_an_adapter_of_an_unknown_tower_is_refused(adapter):
         load_adapter(adapter)
 
 
-def test_a_calibration_out_of_range_is_refused(adapter):
-    _rewrite(adapter, calibration=_edited(adapter, "calibration", threshold=float("nan")))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": float("nan")},
+        {"threshold": 1.5},
+        {"reference_scores": [0.1, -0.2]},
+        {"reference_scores": [0.1] * 65},
+        {"reference_scores": [0.1, 10**400]},
+    ],
+)
+def test_a_calibration_out_of_range_is_refused(adapter, changes):
+    _rewrite(adapter, calibration=_edited(adapter, "calibration", **changes))
     with pytest.raises(CheckpointError, match="damaged"):
         load_adapter(adapter)
+
+
+@pytest.fixture
+def fusion_adapter(tiny_tower, scans, tmp_path) -> Path:
+    config = FusionMedCLIPConfig.preset("fast", stage2_epochs=1, stage3_epochs=1, pool_size=8)
+    detector = FusionMedCLIP(tiny_tower, config).fit(scans)
+    assert detector.reference_scores_ is not None
+    path = tmp_path / "fusion.safetensors"
+    save_adapter(path, detector, Calibration.from_scores(detector.reference_scores_), window="lung")
+    return path
+
+
+ABSURD = {
+    "seed": 2**70,
+    "context_tokens": 10**9,
+    "batch_size": 0,
+    "stage2_epochs": -1,
+    "prompt_lr": -1e-3,
+    "lora_rank": 10**6,
+    "lora_alpha": -1.0,
+    "lora_dropout": 1.0,
+    "lora_depth": 0.0,
+    "block_bottleneck": 10**9,
+    "temperature": 0.0,
+    "pool_size": 10**12,
+    "shrinkage": 2.0,
+    "smoothing": 1e6,
+    "scan_type": "x" * 2000,
+}
+
+
+def test_settings_out_of_range_are_refused_by_name_before_a_tensor_is_loaded(fusion_adapter, monkeypatch):
+    def load(_path):
+        pytest.fail("tensors were loaded")
+
+    monkeypatch.setattr(fmclip.checkpoint, "load_file", load)
+    with safe_open(fusion_adapter, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    data = fusion_adapter.read_bytes()
+    for key, value in ABSURD.items():
+        fusion_adapter.write_bytes(_with_metadata(data, config=json.dumps({**config, key: value})))
+        with pytest.raises(CheckpointError, match=f"setting {key} is out of its range"):
+            load_adapter(fusion_adapter)
+    for key, text in {
+        "smoothing": "NaN",
+        "prompt_lr": "1e999",
+        "lora_rank": "true",
+        "seed": "null",
+        "features": '"other"',
+    }.items():
+        changed = json.dumps({**config, key: "HERE"}).replace('"HERE"', text)
+        fusion_adapter.write_bytes(_with_metadata(data, config=changed))
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_adapter(fusion_adapter)
+
+
+@pytest.mark.parametrize("preset", ["fast", "full", "paper"])
+def test_all_presets_lie_within_the_limits(adapter, preset):
+    for method in fmclip.detectors.DETECTORS.keys() - {MeanImage.name}:
+        config = fmclip.detectors.DETECTORS[method].config_class.preset(preset, scan_type="optical coherence tomogram")
+        _rewrite(adapter, method=method, config=json.dumps(config.to_dict()))
+        with pytest.raises(CheckpointError, match="does not fit its own description"):  # these are another's tensors
+            load_adapter(adapter)
+
+
+def _with_metadata(data: bytes, **changes: str) -> bytes:
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"].update(changes)
+    return _header(json.dumps(header).encode()) + data[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory.bank.0": lambda bank: bank[:, :-1], "memory.whitening.0": lambda white: white[:-1, :-1]},
+        {"memory.owner": lambda owner: owner[:-1]},
+        {
+            "memory.owner": lambda owner: owner.repeat(9),
+            **{f"memory.bank.{index}": lambda bank: bank.repeat(9, 1) for index in range(4)},
+        },
+        {"memory.owner": lambda owner: owner.clamp(max=2)},
+        {"memory.owner": lambda owner: owner + 1},
+        {"memory.scale": lambda scale: scale[:-1]},
+        {"memory.scale": lambda scale: -scale},
+        {"memory.bank.1": None},
+        {"memory.bank.1": lambda bank: bank.double()},
+    ],
+    ids=["width", "owner", "patches", "no patch of a scan", "scan", "views", "scale", "missing", "double"],
+)
+def test_a_patch_memory_that_does_not_fit_is_refused(fusion_adapter, changes):
+    tensors = load_file(fusion_adapter)
+    for name, change in changes.items():
+        tensor = tensors.pop(name)
+        if change is not None:
+            tensors[name] = change(tensor).contiguous()
+    _rewrite(fusion_adapter, tensors)
+    with pytest.raises(CheckpointError, match="Download or save it again"):
+        load_adapter(fusion_adapter)
+
+
+def test_metadata_of_absurd_length_is_refused(adapter):
+    _rewrite(adapter, remark="x" * 100_000)
+    with pytest.raises(CheckpointError, match="no adapter needs"):
+        load_adapter(adapter)
+
+
+def test_the_window_of_the_references_is_kept(fusion_adapter, adapter):
+    assert read_window(fusion_adapter) == "lung"
+    assert read_window(adapter) is None
+    _rewrite(adapter, window="-600,1500")
+    assert read_window(adapter) == "lung"
+    _rewrite(adapter, window="1e99,1e99")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_window(adapter)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scan_files import write_nifti
 from typer.testing import CliRunner, Result
 
+import fmclip.cli
 import fmclip.detectors.fusionmedclip
 from fmclip.cli import app
 
@@ -22,7 +25,7 @@ from fmclip.cli import app
 def _short(monkeypatch):
     """Train for a moment only."""
     short = {"stage2_epochs": 1, "stage3_epochs": 0, "pool_size": 8}
-    monkeypatch.setattr(fmclip.detectors.fusionmedclip, "PRESETS", {"fast": short, "full": short})
+    monkeypatch.setattr(fmclip.detectors.fusionmedclip, "PRESETS", dict.fromkeys(("fast", "full", "paper"), short))
 
 
 @pytest.fixture
@@ -179,6 +182,95 @@ def test_predict_without_any_readable_scan_fails(scans, adapter):
     _fails("None of the files", "predict", adapter, scans / "notes.txt", "--out", scans / "maps")
 
 
+def test_a_folder_that_takes_no_file_is_told_before_the_training(scans):
+    _fails("could not be", "adapt", scans / "normal", "--out", "/proc/a.safetensors", "--tower", "no-such-tower")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told(scans, adapter):
+    out = scans / "maps"
+    out.mkdir()
+    (out / "scores.csv").symlink_to("/dev/full")
+    _fails("No space left", "predict", adapter, scans / "query", "--out", out)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_told(scans, monkeypatch, error):
+    def read_scans(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(fmclip.cli, "read_scans", read_scans)
+    _fails("The memory ran out", "adapt", scans / "normal", "--out", scans / "a.safetensors")
+
+
+def test_a_file_name_that_is_no_text_is_listed(scans, adapter):
+    try:
+        Path(os.fsdecode(bytes(scans / "query") + b"/\xff.png")).write_bytes((scans / "query/plain.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes text only")
+    result = _run("predict", adapter, scans / "query", "--out", scans / "maps")
+    assert result.exit_code == 0, result.stderr
+    assert len(_rows(scans / "maps")) == 3
+
+
+def test_the_preset_of_the_paper_is_known(scans):
+    options = ("--out", scans / "a.safetensors", "--tower", "tiny", "--preset", "paper")
+    assert _run("adapt", scans / "normal", *options).exit_code == 0
+
+
+@pytest.fixture
+def volumes(tmp_path) -> Path:
+    """Folder `ct` with volumes [50, 40, 3] in Hounsfield units: noise of water, air around; q has a blob in slice 2."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "ct").mkdir()
+    for name in ("n0", "n1", "n2", "n3", "n4", "q"):
+        noise = cv2.GaussianBlur(generator.normal(0, 1, (50, 40, 3)), (0, 0), 1.5)
+        values = (40 * noise / noise.std()).astype(np.int16)
+        values[:4], values[-4:] = -1000, -1000
+        if name == "q":
+            values[20:32, 14:26, 2] = 250
+        write_nifti(tmp_path / "ct" / f"{name}.nii", values)
+    return tmp_path
+
+
+def _adapt_volumes(volumes: Path, *options: object) -> Result:
+    files = [volumes / "ct" / f"n{place}.nii" for place in range(5)]
+    return _run("adapt", *files, "--out", volumes / "ct.safetensors", "--tower", "tiny", *options)
+
+
+def _score(volumes: Path, *options: object) -> float:
+    out = volumes / "maps"
+    result = _run("predict", volumes / "ct.safetensors", volumes / "ct" / "q.nii", "--out", out, *options)
+    assert result.exit_code == 0, result.stderr
+    return float(_rows(out)[0]["score"])
+
+
+def test_a_slice_is_chosen(volumes):
+    assert _adapt_volumes(volumes, "--window", "soft-tissue", "--slice", 0).exit_code == 0
+    assert _score(volumes, "--slice", 2) > _score(volumes, "--slice", 0)
+    assert _score(volumes) == _score(volumes, "--slice", 1)  # the middle one
+    arguments = ("predict", volumes / "ct.safetensors", volumes / "ct" / "q.nii", "--out", volumes / "maps")
+    _fails("has no slice 9: its slices are 0 to 2", *arguments, "--slice", 9)
+
+
+def test_the_window_of_the_references_is_that_of_the_queries(volumes):
+    assert _adapt_volumes(volumes, "--window", "40,400").exit_code == 0
+    narrow = _score(volumes, "--slice", 2)
+    assert _score(volumes, "--slice", 2, "--window", "soft-tissue") == narrow  # the same one by its name
+    arguments = ("predict", volumes / "ct.safetensors", volumes / "ct" / "q.nii", "--out", volumes / "maps")
+    for other in ("lung", "-600,1500", "as-stored"):
+        _fails("read with the window soft tissue", *arguments, "--window", other)
+    assert _adapt_volumes(volumes).exit_code == 0
+    assert _score(volumes, "--slice", 2, "--window", "as-stored") != narrow
+    _fails("read with the window as stored", *arguments, "--window", "lung")
+
+
+@pytest.mark.parametrize("window", ["lungs", "40", "40,0", "40,-400", "nan,400", "1e99,1", "1,2,3"])
+def test_a_window_that_is_none_is_refused(scans, window):
+    out = scans / "a.safetensors"
+    _fails("Choose soft-tissue, lung", "adapt", scans / "normal", "--out", out, "--window", window)
+
+
 def _dataset(scans: Path) -> Path:
     """Make ROOT/blobs/{normal,abnormal,masks} of the same scans."""
     root = scans / "root"
@@ -221,6 +313,22 @@ def test_evaluate_writes_the_rows_as_json(scans):
 )
 def test_evaluate_says_what_cannot_be_measured(scans, options, message):
     _fails(message, "evaluate", _dataset(scans), "--tower", "tiny", *options)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "dataset,path,label\nk\u00f6rper,a.png,normal\n".encode("latin-1"),
+        b"dataset,path,label,mask,group\nknee,,normal\n,a.png",
+        b"label,dataset,path\nnormal,knee\n",
+        b"dataset,path,label\nknee," + b"x" * 200_000 + b",normal\n",
+        b"\x00\xff\xfe",
+    ],
+    ids=["latin-1", "no label", "short row", "long field", "binary"],
+)
+def test_evaluate_refuses_a_manifest_that_cannot_be_read(scans, manifest):
+    (scans / "manifest.csv").write_bytes(manifest)
+    _fails("manifest", "evaluate", scans, "--tower", "tiny")
 
 
 @pytest.mark.slow

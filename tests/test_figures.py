@@ -8,7 +8,6 @@ from fmclip.figures import (
     CONTOUR_COLOUR,
     MASK_COLOUR,
     colour_position,
-    loss_curve,
     overlay,
     save_map,
     save_picture,
@@ -119,16 +118,6 @@ def _draw(figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
-
-
-def test_loss_curve_shows_the_stages_one_after_the_other():
-    figure = loss_curve([("stage 2", 3.0), ("stage 2", 2.0), ("stage 2", 1.0), ("stage 3", 0.9), ("stage 3", 0.8)])
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["stage 2", "stage 3"]
-    assert list(axes.lines[2].get_xdata()) == [4, 5]
-    assert list(axes.lines[1].get_ydata()) == [3.0, 2.5, 2.0]  # smoothed over the steps so far
-    assert _draw(figure).size
-    assert _draw(loss_curve([])).size
 
 
 def test_histogram_marks_threshold_and_scans():

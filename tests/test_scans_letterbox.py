@@ -26,17 +26,10 @@ def test_the_square_holds_the_scan_centred_and_in_proportion(shape, channels):
     assert abs(box.left - (224 - box.width - box.left)) <= 1
 
 
-def test_bars_are_black_or_repeat_the_edge():
-    scan = Scan(gradient(50, 100) / 255 * 0.5 + 0.5)
-    black, box = letterbox(scan, 64)
-    edge, _ = letterbox(scan, 64, fill="edge")
-    bars = ~box.content_mask()
-    assert black[bars].max() == 0
-    np.testing.assert_array_equal(edge[0], edge[box.top])
-    np.testing.assert_array_equal(edge[-1], edge[box.top + box.height - 1])
-    np.testing.assert_array_equal(black[~bars], edge[~bars])
-    with pytest.raises(ValueError, match="fill"):
-        letterbox(scan, 64, fill="grey")  # type: ignore[arg-type]
+def test_bars_are_black():
+    square, box = letterbox(Scan(gradient(50, 100) / 255 * 0.5 + 0.5), 64)
+    assert square[~box.content_mask()].max() == 0
+    assert square[box.content_mask()].min() >= 0.5
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -14,17 +14,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from builders.common import (
-    LESION,
-    CaseInfo,
-    CasePictures,
-    Picture,
-    SourceMissingError,
-    blob,
-    smooth_noise,
-    soft_step,
-    to_bytes,
-)
+from builders.common import CaseInfo, CasePictures, Picture, SourceMissingError, blob, smooth_noise, soft_step, to_bytes
 
 SIZE = 256
 FIELD_OF_VIEW = 224.0  # mm, a usual one for a head
@@ -143,7 +133,7 @@ def _acquire(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _with_lesion(rng: np.random.Generator, section: Slice, lesion: Callable[..., Lesion]) -> Picture:
     """Put a lesion into a slice before it is acquired, so that shading and noise run through both."""
     levels, mask, finding = lesion(rng, section)
-    return Picture(_acquire(levels, rng), LESION, finding, mask)
+    return Picture(_acquire(levels, rng), finding, mask)
 
 
 def mass(rng: np.random.Generator, section: Slice) -> Lesion:

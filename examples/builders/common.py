@@ -46,15 +46,18 @@ class Picture:
 
     Attributes:
         pixels: [H, W] or [H, W, 3] uint8.
-        truth: NORMAL or LESION.
         finding: Words for what was simulated; empty for a normal picture.
         mask: [H, W] bool, where the lesion is; None for a normal picture.
     """
 
     pixels: np.ndarray
-    truth: str = NORMAL
     finding: str = ""
     mask: np.ndarray | None = None
+
+    @property
+    def truth(self) -> str:
+        """NORMAL or LESION."""
+        return NORMAL if self.mask is None else LESION
 
 
 @dataclass(frozen=True, eq=False)

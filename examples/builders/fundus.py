@@ -12,17 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from builders.common import (
-    LESION,
-    CaseInfo,
-    CasePictures,
-    Picture,
-    SourceMissingError,
-    blob,
-    smooth_noise,
-    soft_step,
-    to_bytes,
-)
+from builders.common import CaseInfo, CasePictures, Picture, SourceMissingError, blob, smooth_noise, soft_step, to_bytes
 
 SIZE = 256
 FIELD = 184  # side of a field in source pixels
@@ -72,7 +62,7 @@ def build(rng: np.random.Generator) -> CasePictures:
     lesions: tuple[Callable[..., Lesion], ...] = (exudates, blots, flames, cotton_wool)
     for field, lesion in zip(ill, lesions, strict=True):
         pixels, mask, finding = lesion(rng, field)
-        queries.append(Picture(_expose(rng, pixels), LESION, finding, mask))
+        queries.append(Picture(_expose(rng, pixels), finding, mask))
     return CasePictures(normals, [queries[place] for place in rng.permutation(len(queries))])
 
 

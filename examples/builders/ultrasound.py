@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from builders.common import LESION, CaseInfo, CasePictures, Picture, blob, smooth_noise, soft_step, to_bytes
+from builders.common import CaseInfo, CasePictures, Picture, blob, smooth_noise, soft_step, to_bytes
 
 HEIGHT, WIDTH = 240, 288  # pixels
 SCALE = 6.0  # pixels in a millimetre: 40 mm deep, 48 mm wide
@@ -67,7 +67,7 @@ def build(rng: np.random.Generator) -> CasePictures:
     lesions: tuple[Callable[..., Lesion], ...] = (irregular_mass, cyst, calcified_mass, nodule)
     for lesion in lesions:
         phantom, mask, finding = lesion(rng, _breast(rng))
-        queries.append(Picture(_scan(rng, phantom), LESION, finding, mask))
+        queries.append(Picture(_scan(rng, phantom), finding, mask))
     return CasePictures(normals, [queries[place] for place in rng.permutation(N_QUERIES)])
 
 

@@ -5,6 +5,7 @@ sniff       the kind of a file, by content
 pictures    PNG, JPEG, BMP, WebP          tiff    TIFF of any depth
 dicom       one frame, windowed           nifti   one slice, in canonical orientation
 intensity   windows and robust ranges     letterbox   to the square and back
+windows     their names
 """
 
 from fmclip.scans.intensity import CT_WINDOWS
@@ -19,8 +20,10 @@ from fmclip.scans.scan import (
     MAX_VOLUME_BYTES,
     Scan,
 )
+from fmclip.scans.windows import AS_STORED, name_window, parse_window
 
 __all__ = [
+    "AS_STORED",
     "CT_WINDOWS",
     "FLAT_NOTE",
     "MAX_FILE_BYTES",
@@ -32,6 +35,8 @@ __all__ = [
     "Scan",
     "find_scan_files",
     "letterbox",
+    "name_window",
+    "parse_window",
     "read_scan",
     "read_scans",
 ]

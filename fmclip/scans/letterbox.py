@@ -1,14 +1,11 @@
 """Scans into the square that a tower looks at, and maps back onto the source pixels. Nothing is stretched."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 
 from fmclip.scans.scan import Scan
-
-Fill = Literal["black", "edge"]
 
 
 @dataclass(frozen=True)
@@ -65,28 +62,24 @@ class Letterbox:
         return _resize(np.ascontiguousarray(inside, dtype=np.float32), self.source)
 
 
-def letterbox(scan: Scan, size: int, *, fill: Fill = "black") -> tuple[np.ndarray, Letterbox]:
-    """Fit a scan into a square, its proportions kept, centred.
+def letterbox(scan: Scan, size: int) -> tuple[np.ndarray, Letterbox]:
+    """Fit a scan into a square with black bars, its proportions kept, centred.
 
     Shrinking averages over areas, so that fine texture does not alias; growing is bilinear, which stays in [0, 1].
 
     Args:
         scan: The scan, [H, W] or [H, W, 3].
         size: Side of the square.
-        fill: What the bars show: "black", or "edge" for the nearest edge pixel.
 
     Returns:
         ([size, size, 3] float32 in [0, 1], its geometry).
     """
-    if fill not in ("black", "edge"):
-        raise ValueError(f'fill must be "black" or "edge", not {fill!r}')
     box = Letterbox.of((scan.height, scan.width), size)
     inside = _resize(scan.pixels, (box.height, box.width))  # [h, w] or [h, w, 3]
     if inside.ndim == 2:
         inside = np.repeat(inside[:, :, None], 3, axis=2)  # [h, w, 3]
     bars = (box.top, size - box.top - box.height, box.left, size - box.left - box.width)
-    border = cv2.BORDER_REPLICATE if fill == "edge" else cv2.BORDER_CONSTANT
-    return cv2.copyMakeBorder(inside, *bars, border, value=(0.0, 0.0, 0.0)), box
+    return cv2.copyMakeBorder(inside, *bars, cv2.BORDER_CONSTANT, value=(0.0, 0.0, 0.0)), box
 
 
 def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

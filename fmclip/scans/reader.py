@@ -77,6 +77,7 @@ def read_scans(
     paths: Sequence[str | os.PathLike[str]],
     *,
     first: int = 1,
+    slice_index: int | None = None,
     window: tuple[float, float] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Scan], list[ScanError]]:
@@ -85,7 +86,8 @@ def read_scans(
     Args:
         paths: The files, in the order in which the person sees them.
         first: Number of the first one: its label is "scan {first}".
-        window: As for `read_scan`, for all of them.
+        slice_index: As for `read_scan`, for all of them.
+        window: Likewise.
         on_progress: Called with (files done, files in all) after each file.
 
     Returns:
@@ -97,7 +99,7 @@ def read_scans(
     for place, path in enumerate(paths[:MAX_SCANS]):
         label = f"scan {first + place}"
         try:
-            scan = read_scan(path, label=label, window=window)
+            scan = read_scan(path, label=label, slice_index=slice_index, window=window)
             if values + scan.pixels.size > MAX_UPLOAD_VALUES:
                 raise ScanError(
                     f"{label} was left out: the scans of this upload are larger than {MAX_UPLOAD_VALUES // 10**6} "

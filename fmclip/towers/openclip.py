@@ -53,7 +53,7 @@ def load_tag(architecture: str, tag: str | None) -> Tower:
 
     Args:
         architecture: Name of an open_clip model.
-        tag: Name of its weights; None takes OpenAI's where there are some.
+        tag: Name of its weights; None where open_clip publishes none.
 
     Returns:
         The tower, on the CPU.
@@ -65,8 +65,6 @@ def load_tag(architecture: str, tag: str | None) -> Tower:
 
     check_architecture(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag is None and "openai" in tags:
-        tag = "openai"
     if tag not in tags:
         asked = f"No weights chosen for {architecture}." if tag is None else f"No weights {tag!r} for {architecture}."
         raise TowerError(f"{asked} {_offer(architecture, tags)}")
@@ -86,6 +84,13 @@ def load_tag(architecture: str, tag: str | None) -> Tower:
 
     model, tokenizer = _reach(name, build)
     return _tower(model, tokenizer, name=name, config=config | {"quick_gelu": quick_gelu}, paired=True)
+
+
+def default_tag(architecture: str) -> str | None:
+    """Return the tag that a name without one means: OpenAI's weights where they are published for the model."""
+    import open_clip
+
+    return "openai" if "openai" in open_clip.list_pretrained_tags_by_model(architecture) else None
 
 
 def load_random(architecture: str) -> Tower:

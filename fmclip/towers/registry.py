@@ -27,12 +27,11 @@ _towers: dict[tuple[str, str], Tower] = {}
 _lock = threading.Lock()
 
 
-def get_tower(name: str = MINI, *, pretrained: str | None = None, device: str | torch.device = "cpu") -> Tower:
-    """Load a tower; a second call with the same name and device returns the same one.
+def get_tower(name: str = MINI, *, device: str | torch.device = "cpu") -> Tower:
+    """Load a tower; a second call for the same tower and device returns the same one, whichever way it is named.
 
     Args:
         name: See the table above.
-        pretrained: What may also stand behind the colon of the name.
         device: Where the tower goes, such as "cpu" or "cuda".
 
     Returns:
@@ -42,11 +41,11 @@ def get_tower(name: str = MINI, *, pretrained: str | None = None, device: str | 
         TowerError: The name is unknown, the weights can't be fetched, a file is not what it should be, or the device is
             not there.
     """
-    full = name if pretrained is None else f"{name}:{pretrained}"
+    name = _canonical(name)
     with _lock:  # one loads, the others wait for it
-        key = (full, str(device))
+        key = (name, str(device))
         if key not in _towers:
-            tower = _load(full)
+            tower = _load(name)
             try:
                 _towers[key] = tower.to(device)
             except (RuntimeError, AssertionError) as error:  # torch raises either when there is no such device
@@ -54,11 +53,15 @@ def get_tower(name: str = MINI, *, pretrained: str | None = None, device: str | 
         return _towers[key]
 
 
-def list_towers() -> list[str]:
-    """List the names that need no file of one's own, the embedded tower first."""
-    import open_clip
+def _canonical(name: str) -> str:
+    """Write the published weights out where the name leaves them open: "ViT-L-14" is "ViT-L-14:openai"."""
+    architecture, weights = _split(name)
+    if weights or architecture == MINI or architecture in TINY_CONFIGS:
+        return name
+    from fmclip.towers import openclip
 
-    return [MINI, *(f"{model}:{tag}" for model, tag in open_clip.list_pretrained()), *TINY_CONFIGS]
+    tag = openclip.default_tag(architecture)
+    return architecture if tag is None else f"{architecture}:{tag}"
 
 
 def _load(name: str) -> Tower:

@@ -96,17 +96,7 @@ class TextEncoder(ABC):
             return self.embed_prompts([self._look_up(self.vocabulary.encode(text)[:room]) for text in texts])
 
     def embed_prompts(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Embed prompts given as token embeddings; differentiable.
-
-        Args:
-            prompts: N tensors [L_i, token_width].
-
-        Returns:
-            [N, D], L2-normalised.
-
-        Raises:
-            TowerError: There is no prompt, or one has another width or more tokens than fit.
-        """
+        """N tensors [L_i, token_width] -> [N, D]; `Tower.embed_prompts` says the rest."""
         room = self.vocabulary.room
         if not prompts:
             raise TowerError("No prompt given; give at least one.")

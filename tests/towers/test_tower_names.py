@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tower_models import VISION, make_tower, pixels_for
 
 from fmclip.errors import TowerError
-from fmclip.towers import get_tower, list_towers
+from fmclip.towers import get_tower, openclip, registry
 from fmclip.towers.tiny import TINY_CONFIGS
 
 
@@ -54,11 +54,18 @@ def test_a_device_that_is_not_there_is_said_so():
         get_tower("tiny", device="cuda:99")
 
 
-def test_the_list_starts_with_the_embedded_tower_and_has_published_ones():
-    names = list_towers()
-    assert names[0] == "mini"
-    assert {"ViT-L-14:openai", "tiny"} <= set(names)
-    assert len(names) == len(set(names))
+def test_a_name_with_and_without_the_tag_is_one_tower_loaded_once(monkeypatch):
+    asked = []
+
+    def load_tag(architecture, tag):
+        asked.append((architecture, tag))
+        return make_tower(VISION["vit"])[0]
+
+    monkeypatch.setattr(openclip, "load_tag", load_tag)
+    monkeypatch.setattr(registry, "_towers", {})
+    assert get_tower("ViT-L-14") is get_tower("ViT-L-14:openai")
+    assert get_tower("ViT-L-14") is not get_tower("ViT-L-14:laion2b_s32b_b82k")
+    assert asked == [("ViT-L-14", "openai"), ("ViT-L-14", "laion2b_s32b_b82k")]
 
 
 @pytest.mark.parametrize("name", ["ViT-L14", "vit-l-14", "ViT-L-14x:openai"])
@@ -74,7 +81,7 @@ def test_a_name_like_nothing_known_says_what_there_is():
 
 def test_an_unknown_tag_gets_the_known_ones():
     with pytest.raises(TowerError, match=r"No weights 'nope' for ViT-B-32.*ViT-B-32:openai"):
-        get_tower("ViT-B-32", pretrained="nope")
+        get_tower("ViT-B-32:nope")
 
 
 def test_a_model_without_published_weights_says_so():
@@ -89,7 +96,7 @@ def test_no_network_says_what_to_do(no_network, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "tag", "expected"), [("ViT-B-32", None, True), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", False)]
+    ("name", "tag", "expected"), [("ViT-B-32", "openai", True), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", False)]
 )
 def test_the_activation_follows_the_weights(monkeypatch, name, tag, expected):
     """open_clip only warns when the weights were trained with another activation than its config names."""
@@ -102,13 +109,11 @@ def test_the_activation_follows_the_weights(monkeypatch, name, tag, expected):
         return make_tower(VISION["vit"])[1]
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    if tag is not None:
+    if tag != "openai":
         monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _name: [tag])
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _name, _tag: {"quick_gelu": False})
-    from fmclip.towers.openclip import load_tag
-
-    assert load_tag(name, tag).paired
-    assert seen == {"quick": expected, "tag": tag or "openai"}
+    assert openclip.load_tag(name, tag).paired
+    assert seen == {"quick": expected, "tag": tag}
 
 
 @pytest.fixture
