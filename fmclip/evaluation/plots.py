@@ -45,10 +45,15 @@ def save_examples(folder: Path, run: Run) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    stem, title = _names(run.row)
+    _, title = _names(run.row)
     folder.mkdir(parents=True, exist_ok=True)
     grid = heatmap_grid(run.examples, run.row.threshold, f"{title}, seed {run.row.seed}")
-    grid.savefig(folder / f"{stem}_examples.png", dpi=110)
+    grid.savefig(examples_file(folder, run.row), dpi=110)
+
+
+def examples_file(folder: Path, row: Row) -> Path:
+    """Name the file that `save_examples` writes."""
+    return folder / f"{_names(row)[0]}_examples.png"
 
 
 def _names(row: Row) -> tuple[str, str]:
@@ -117,7 +122,7 @@ def roc_curve(runs: Sequence[TestScores], title: str) -> Figure:
 
 
 def heatmap_grid(examples: Sequence[Example], threshold: float, title: str) -> Figure:
-    """Show scan, mask and map of each example in a column of its own.
+    """Show scan, mask and map of each example in a column of its own; without any mask, scan and map.
 
     Args:
         examples: Their titles become the headings.
@@ -127,13 +132,17 @@ def heatmap_grid(examples: Sequence[Example], threshold: float, title: str) -> F
     Returns:
         A figure outside of pyplot's registry.
     """
-    figure = Figure(figsize=(2.0 * len(examples), 6.6), layout="constrained")
+    has_masks = any(example.mask is not None and example.mask.any() for example in examples)
+    rows = ("scan", "mask", "map") if has_masks else ("scan", "map")
+    figure = Figure(figsize=(2.0 * len(examples), 2.1 * len(rows) + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    grid = figure.subplots(3, len(examples), squeeze=False)
+    grid = figure.subplots(len(rows), len(examples), squeeze=False)
     for column, example in enumerate(examples):
         verdict = "above" if example.score > threshold else "below"
         grid[0, column].set_title(f"{example.title}\n{example.score:.3f}, {verdict} {threshold:.3f}", fontsize=8)
-        for axes, picture in zip(grid[:, column], _pictures(example, threshold), strict=True):
+        pictures = _pictures(example, threshold)
+        for axes, row in zip(grid[:, column], rows, strict=True):
+            picture = pictures[row]
             if picture is None:
                 axes.text(0.5, 0.5, "no mask", ha="center", va="center", fontsize=8, color="grey")
             else:
@@ -141,13 +150,13 @@ def heatmap_grid(examples: Sequence[Example], threshold: float, title: str) -> F
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-    for axes, name in zip(grid[:, 0], ("scan", "mask", "map"), strict=True):
+    for axes, name in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(name, fontsize=9)
     return figure
 
 
-def _pictures(example: Example, threshold: float) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Scan, mask outlined on the scan (None if unknown), and map on the scan; RGB."""
+def _pictures(example: Example, threshold: float) -> dict[str, np.ndarray | None]:
+    """Scan, mask outlined on the scan (None if unknown), and map on the scan, by name; RGB."""
     pixels = example.scan.pixels
     grey = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     picture = np.rint(255 * grey).astype(np.uint8)  # [H, W, 3]
@@ -157,7 +166,7 @@ def _pictures(example: Example, threshold: float) -> tuple[np.ndarray, np.ndarra
     else:
         tinted = np.where(mask[..., None], picture // 2 + np.array(_MASK_COLOUR, np.uint8) // 2, picture)
         outlined = draw_outline(tinted, mask, _MASK_COLOUR)
-    return picture, outlined, overlay(example.scan, example.map, threshold)
+    return {"scan": picture, "mask": outlined, "map": overlay(example.scan, example.map, threshold)}
 
 
 def _at_threshold(scores: TestScores) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fmclip.evaluation import plots
 from fmclip.evaluation.environment import environment
@@ -17,7 +18,7 @@ class Results:
     """Collects runs and keeps the files up to date.
 
     Attributes:
-        json_file: Gets {"rows": [...], "skipped": [...], "environment": {...}}; None for none.
+        json_file: Gets {"rows": [...], "environment": {...}}, and "skipped" if anything was; None for none.
         table: Gets the tables as Markdown; None for none.
         figures: Folder of the figures; None for none.
         runs: What was measured.
@@ -43,9 +44,9 @@ class Results:
                 plots.save_examples(self.figures, result)
             self.runs.append(replace(result, examples=()))  # a long evaluation would not hold all their scans
         if self.json_file is not None and self.runs:
-            content = {
+            content: dict[str, Any] = {
                 "rows": [asdict(run.row) for run in self.runs],
-                "skipped": [asdict(skipped) for skipped in self.skipped],
+                **({"skipped": [asdict(skipped) for skipped in self.skipped]} if self.skipped else {}),
                 "environment": environment(),
             }
             _write(self.json_file, json.dumps(content, indent=1) + "\n")
@@ -85,6 +86,9 @@ class Results:
                 lines.append(f"{dataset}: {unreadable} scans cannot be read and were left out.")
             if twins:
                 lines.append(f"{dataset}: up to {twins} test scans were left out as copies of scans learned from.")
+        folder = self.figures
+        if folder is not None and not all(plots.examples_file(folder, row).is_file() for row in rows):
+            lines.append("Some runs that were resumed have no heatmaps: they were measured before figures were drawn.")
         return lines
 
 

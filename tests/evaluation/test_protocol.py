@@ -86,7 +86,7 @@ def test_an_official_split_is_kept():
     split = split_cases([*train, *test], 4, 0, abnormal_k=1)
     assert {case.part for case in split.references} == {Part.TRAIN}
     assert {case.part for case in split.test} == {Part.TEST}
-    assert (split.n_normal, split.n_abnormal) == (3, 2)  # one abnormal scan was learned from: the training part has none
+    assert (split.n_normal, split.n_abnormal) == (3, 2)  # no abnormal scan to learn from in train
 
 
 @pytest.mark.parametrize("seed", range(4))

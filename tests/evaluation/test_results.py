@@ -107,7 +107,7 @@ def test_no_file_name_of_a_scan_is_written(plan, tiny_tower, tmp_path):
         assert b"DOE_JANE" not in path.read_bytes()
         assert "DOE" not in path.name
     content = json.loads((tmp_path / "rows.json").read_text())
-    assert set(content) == {"rows", "skipped", "environment"}
+    assert set(content) == {"rows", "environment"}
 
 
 def test_figures_are_written_for_each_dataset_method_and_k(plan, tiny_tower, tmp_path):
