@@ -133,8 +133,8 @@ class _Measurement:
         config_class: Any = detector_class.config_class
         config = config_class.preset(self.plan.preset, scan_type=self.source.scan_type, seed=self.seed)
         self.detector: Detector = detector_class(self.tower, config)
-        # A detector says with this attribute that it learns from abnormal scans as well.
-        self.uses_abnormals = self.plan.abnormal_k > 0 and getattr(self.detector, "uses_abnormals", False)
+        # "never", "optional" or "required"; a detector that says nothing never looks at abnormal scans.
+        self.uses_abnormals = self.plan.abnormal_k > 0 and getattr(self.detector, "uses_abnormals", "never") != "never"
 
     def key(self) -> str:
         """Hash all that the run depends on: settings, data, code, versions and machine."""

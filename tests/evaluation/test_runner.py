@@ -174,7 +174,7 @@ def test_methods_that_can_learn_from_abnormal_scans_get_them_with_their_masks(pl
 
     class Greedy(PatchMemory):
         name = "greedy"
-        uses_abnormals = True
+        uses_abnormals = "optional"
 
         def fit(self, normals, abnormals=None, *, abnormal_masks=None, on_event=None):
             seen.update(abnormals=abnormals, masks=abnormal_masks)
