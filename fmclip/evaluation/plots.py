@@ -60,9 +60,11 @@ def _names(row: Row) -> tuple[str, str]:
     """Beginning of the file names, and title."""
     parts = [row.dataset, *([f"from-{row.fit_on}"] if row.fit_on != row.dataset else []), row.method, f"k{row.k}"]
     parts += [f"abnormal{row.abnormal_k}"] if row.abnormal_k else []
+    parts += [row.half] if row.half != "all" else []
     stem = "_".join("".join(c if c.isalnum() or c in "-_" else "-" for c in part) for part in parts)
     seen = f" + {row.abnormal_k} abnormal" if row.abnormal_k else ""
-    title = f"{row.dataset}, {row.method}, k = {row.k}{seen}, {row.tower}"
+    groups = f" ({row.half} half)" if row.half != "all" else ""
+    title = f"{row.dataset}{groups}, {row.method}, k = {row.k}{seen}, {row.tower}"
     return stem, title
 
 

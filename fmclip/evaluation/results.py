@@ -71,7 +71,7 @@ class Results:
             groups: dict[tuple, list[Run]] = {}
             for run in self.runs:
                 row = run.row
-                groups.setdefault((row.dataset, row.method, row.k, row.abnormal_k), []).append(run)
+                groups.setdefault((row.dataset, row.half, row.method, row.k, row.abnormal_k), []).append(run)
             for own in groups.values():
                 plots.save_curves(self.figures, own)
 

@@ -121,6 +121,17 @@ def test_figures_are_written_for_each_dataset_method_and_k(plan, tiny_tower, tmp
     assert grid.shape[1] > grid.shape[0] > 500
 
 
+def test_the_halves_are_drawn_apart(run, tmp_path):
+    results = Results(figures=tmp_path)
+    for half in ("tuning", "report"):
+        results.add(replace(run, row=replace(run.row, half=half)))
+    results.draw()
+    assert {path.name for path in tmp_path.glob("*_roc.png")} == {
+        "blobs_patch_memory_k4_tuning_roc.png",
+        "blobs_patch_memory_k4_report_roc.png",
+    }
+
+
 def test_seeds_are_summed_up(run):
     values = (0.90, 0.92, 0.94)
     runs = [replace(run, row=replace(run.row, seed=seed, image_auroc=value)) for seed, value in enumerate(values)]
