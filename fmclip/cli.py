@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -24,7 +22,7 @@ from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, chec
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
 from fmclip.errors import FmclipError, ScanError
-from fmclip.evaluation import Dataset, Half, Plan, Protocol, Row, environment, load_datasets, run_plan, summarise
+from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
 from fmclip.evaluation.tables import percent
 from fmclip.figures import overlay, save_map, save_picture
 from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
@@ -140,45 +138,59 @@ def predict(
 
 @app.command()
 def evaluate(
-    root: Annotated[Path, typer.Argument(help="Holds manifest.csv, or NAME/normal, NAME/abnormal, NAME/masks.")],
+    root: Annotated[Path, typer.Argument(help="A dataset, a folder of datasets, or a folder with manifest.csv.")],
     dataset: Annotated[list[str] | None, typer.Option(help="May be repeated; all datasets if left out.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="May be repeated; all methods if left out.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help='May be repeated; "all", or left out: all methods.')] = None,
+    methods: Annotated[str, typer.Option(help='"all", or names with commas between them.')] = "",
     tower: TowerName = "mini",
     k: Annotated[list[int] | None, typer.Option(help="Reference scans; repeated, 4 8 16 32 if left out.")] = None,
+    abnormal_k: Annotated[int, typer.Option(min=0, help="Abnormal scans to learn from, for methods that can.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of draws: seeds 0, 1, ...")] = 3,
     preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
     protocol: Annotated[
         Protocol, typer.Option(help="unique: one scan per group, no twin of a reference; raw: groups are ignored.")
     ] = Protocol.UNIQUE,
+    fit_on: Annotated[str, typer.Option(metavar="NAME", help="Learn from this dataset, test on the others.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
+    table: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw histograms, ROC and heatmaps.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep each run here (JSON lines); go on after those it holds.")
+    ] = None,
     half: Annotated[Half, typer.Option(help="Part of the groups: choose on tuning, report on report.")] = Half.ALL,
     device: DeviceName = "auto",
 ) -> None:
-    """Measure methods on scans with known answers: image and pixel AUROC for each k and seed."""
+    """Measure methods on scans with known answers: image and pixel metrics for each k and seed."""
     with _readable_errors():
+        wanted = [*(method or ()), *(name.strip() for name in methods.split(",") if name.strip())]
         plan = Plan(
             datasets=_datasets(root, dataset),
-            methods=_methods(method),
+            methods=_methods(wanted),
             ks=_reference_counts(k),
             seeds=range(seeds),
             preset=preset.value,
             protocol=protocol,
             half=half,
+            abnormal_k=abnormal_k,
+            fit_on=_datasets(root, [fit_on])[0] if fit_on else None,
+            examples=figures is not None,
         )
-        rows: list[Row] = []
+        _warn(*(f"{own.name}: {note}." for own in plan.datasets for note in own.notes))
+        journal = Journal(resume) if resume else None
+        results = Results(json_file=json_file, table=table, figures=figures)
         with _progress() as progress:
             task = progress.add_task("evaluate", total=1.0)
 
             def show(share: float, text: str) -> None:
                 progress.update(task, completed=share, description=text)
 
-            for row in run_plan(plan, _tower(tower, device), on_progress=show, on_skip=_warn):
-                rows.append(row)
-                if json_file is not None:  # each time: a long run that is cut short keeps what it has measured
-                    _write_json(json_file, {"rows": [asdict(row) for row in rows], "environment": environment()})
-        if not rows:
-            raise FmclipError("Nothing was measured: choose a smaller --k or a larger dataset.")
-        _print_table(rows)
+            for result in run_plan(plan, _tower(tower, device), journal=journal, on_progress=show):
+                results.add(result)  # written each time: a long evaluation that is cut short keeps what it has measured
+        _warn(*results.notes())
+        if not results.runs:
+            raise FmclipError("Nothing was measured: see the notes above.")
+        results.draw()
+        _print_tables(results.runs)
 
 
 def main() -> None:
@@ -221,11 +233,11 @@ def _tower(name: str, device: str) -> Tower:
     return get_tower(name, device=resolve_device(device))
 
 
-def _methods(names: Sequence[str] | None) -> list[str]:
-    unknown = [name for name in names or () if name not in DETECTORS]
+def _methods(names: Sequence[str]) -> list[str]:
+    unknown = [name for name in names if name not in DETECTORS and name != "all"]
     if unknown:
         raise FmclipError(f"No method is called {', '.join(unknown)}; there are {', '.join(DETECTORS)}.")
-    return list(dict.fromkeys(names or DETECTORS))
+    return list(DETECTORS) if not names or "all" in names else list(dict.fromkeys(names))
 
 
 def _reference_counts(ks: Sequence[int] | None) -> list[int]:
@@ -250,21 +262,19 @@ def _distinct_stems(files: Sequence[Path]) -> list[str]:
     return stems
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _print_table(rows: Sequence[Row]) -> None:
-    table = Table(box=None)
-    for title in ("dataset", "method", "k", "image AUROC", "pixel AUROC", "fit s", "ms/scan"):
-        table.add_column(title, no_wrap=True)
-    for own in summarise(rows):
-        figures = percent(own.image_auroc), percent(own.pixel_auroc), f"{own.fit_seconds:.1f}", f"{own.ms_per_scan:.0f}"
-        table.add_row(own.dataset, own.method, str(own.k), *figures)
-    Console().print(table)
+def _print_tables(runs: Sequence[Run]) -> None:
+    """Print one table, and another for methods that learned from abnormal scans: the two are never ranked together."""
+    summaries = summarise(runs)
+    for abnormal_k in sorted({own.abnormal_k for own in summaries}):
+        seen = f"learned from {abnormal_k} abnormal scans as well" if abnormal_k else "learned from normal scans only"
+        table = Table(title=seen, title_justify="left", box=None)
+        for title in ("dataset", "method", "k", "image AUROC", "pixel AUROC", "fit s", "ms/scan"):
+            table.add_column(title, no_wrap=True)
+        for own in (own for own in summaries if own.abnormal_k == abnormal_k):
+            figures = [percent(own.metrics.get(name)) for name in ("image_auroc", "pixel_auroc")]
+            figures += [f"{own.fit_seconds:.1f}", f"{own.ms_per_scan:.0f}"]
+            table.add_row(own.dataset, own.method, str(own.k), *figures)
+        Console().print(table)
 
 
 def _progress() -> Progress:

@@ -1,34 +1,41 @@
 """Measure detectors on folders of scans with known answers.
 
-datasets   a folder with a manifest, or NAME/normal, NAME/abnormal, NAME/masks -> Dataset
-protocol   which scans are references and which are tested
-metrics    image and pixel AUROC
-runner     fit and test each combination -> Row
-tables     rows -> mean and spread, Markdown
+datasets     a folder of scans -> Dataset       layouts    how people lay such folders out
+protocol     which scans are references and which are tested
+metrics      scores and answers -> AUROC, ...   pixels     maps and masks -> AUROC, AUPRO, Dice
+intervals    bootstrap intervals and paired tests
+runner       fit and test each combination -> Run
+rows         what a run yields, and the file to resume from
+results      what an evaluation writes: JSON, Markdown, figures
+tables       runs -> mean and spread, Markdown  plots      histograms, ROC, heatmap grids
+environment  machine and versions
 """
 
 from fmclip.evaluation.datasets import Case, Dataset, DatasetError, load_datasets
-from fmclip.evaluation.metrics import PixelAUROC, image_auroc
+from fmclip.evaluation.environment import environment
 from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases
-from fmclip.evaluation.runner import Plan, Row, environment, run_plan
-from fmclip.evaluation.tables import Summary, summarise, to_markdown
+from fmclip.evaluation.results import Results
+from fmclip.evaluation.rows import Journal, Row, Run, Skipped
+from fmclip.evaluation.runner import Plan, run_plan
+from fmclip.evaluation.tables import Summary, summarise
 
 __all__ = [
     "Case",
     "Dataset",
     "DatasetError",
     "Half",
-    "PixelAUROC",
+    "Journal",
     "Plan",
     "Protocol",
+    "Results",
     "Row",
+    "Run",
+    "Skipped",
     "Split",
     "Summary",
     "environment",
-    "image_auroc",
     "load_datasets",
     "run_plan",
     "split_cases",
     "summarise",
-    "to_markdown",
 ]

@@ -1,29 +1,45 @@
-"""Datasets on disk: a `manifest.csv`, or folders NAME/normal, NAME/abnormal and NAME/masks."""
+"""Datasets on disk: cases with known answers, found by their layout."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fmclip.errors import FmclipError, ScanError
-from fmclip.scans import find_scan_files, read_scan
+from fmclip.errors import FmclipError
+from fmclip.scans import read_scan
 
-MANIFEST = "manifest.csv"
 SCAN_TYPES = {
-    "brainmri": "brain MRI",
+    "brain": "brain MRI",
+    "brats": "brain MRI",
+    "br35h": "brain MRI",
     "busi": "breast ultrasound",
     "chexpert": "chest X-ray",
+    "chest": "chest X-ray",
+    "rsna": "chest X-ray",
+    "liver": "liver CT",
+    "oct2017": "retinal OCT",
+    "resc": "retinal OCT",
+    "camelyon": "histopathology",
+    "histopathology": "histopathology",
 }
-"""What the scans of known datasets show; others are called "medical scan"."""
+"""What the scans of a dataset show whose name contains the word; others are called "medical scan"."""
 
 
 class DatasetError(FmclipError):
     """A dataset is missing, incomplete, or too small for what is asked."""
+
+
+class Part(str, Enum):
+    """What the makers of a dataset meant a case for."""
+
+    TRAIN = "train"
+    TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -33,14 +49,16 @@ class Case:
     Attributes:
         path: The scan.
         is_abnormal: The answer.
-        mask: Mask of what is abnormal, or None.
+        masks: Masks of what is abnormal, to be united; empty if nobody drew any.
         group: Cases of one group are twins (one picture saved twice, one patient).
+        part: The official split; None where the dataset has none.
     """
 
     path: Path
     is_abnormal: bool
-    mask: Path | None
+    masks: tuple[Path, ...]
     group: str
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -51,60 +69,75 @@ class Dataset:
         name: Name of the dataset.
         cases: In the order of the manifest, or of the sorted files.
         scan_type: What the scans show, in words.
+        notes: What was left out and why, in words, with counts and without names.
     """
 
     name: str
     cases: tuple[Case, ...]
     scan_type: str
+    notes: tuple[str, ...] = ()
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether pixel scores can be measured."""
-        return any(case.mask is not None for case in self.cases)
+    def fingerprint(self) -> str:
+        """Hash the answers, groups, parts and relative order of all cases, to tell two states of a dataset apart."""
+        digest = hashlib.sha256()
+        for case in self.cases:
+            digest.update(repr((case.path.name, case.is_abnormal, len(case.masks), case.group, case.part)).encode())
+        return digest.hexdigest()[:16]
 
 
 def load_datasets(root: Path, names: Sequence[str] | None = None) -> list[Dataset]:
     """List the datasets of a folder.
 
     Args:
-        root: Holds `manifest.csv` (columns dataset, path, label; mask and group if known), or folders NAME/normal,
-            NAME/abnormal and, with masks of the same stem, NAME/masks. Without a manifest only exact copies are
-            recognised as twins.
+        root: Holds `manifest.csv`; or is itself laid out as one of `LAYOUTS` (the dataset's name is the folder's); or
+            holds folders that are.
         names: Which ones; None or empty takes all.
 
     Returns:
         The datasets, in the order of `names` or as found.
 
     Raises:
-        DatasetError: There is none, one is unknown, or the manifest cannot be used.
+        DatasetError: There is none, one is unknown, or it cannot be used.
     """
+    from fmclip.evaluation.layouts import LAYOUTS, find_datasets  # layouts are built from the values above
+
     if not root.is_dir():
         raise DatasetError("The dataset folder was not found.")
-    found = _from_manifest(root) if (root / MANIFEST).is_file() else _from_folders(root)
-    if not found:
-        raise DatasetError(
-            f"The folder holds no dataset: neither a {MANIFEST} with normal and abnormal scans nor folders NAME/normal "
-            "and NAME/abnormal."
-        )
-    unknown = [name for name in names or () if name not in found]
+    readers = find_datasets(root)
+    if not readers:
+        known = "; ".join(layout.description for layout in LAYOUTS)
+        raise DatasetError(f"The folder holds no dataset. Layouts that are read: manifest.csv; {known}.")
+    unknown = [name for name in names or () if name not in readers]
     if unknown:
-        raise DatasetError(f"No dataset is called {', '.join(unknown)}; there are {', '.join(sorted(found))}.")
-    return [found[name] for name in dict.fromkeys(names or found)]
+        raise DatasetError(f"No dataset is called {', '.join(unknown)}; there are {', '.join(sorted(readers))}.")
+    return [readers[name]() for name in dict.fromkeys(names or readers)]
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Read a mask.
+def read_masks(paths: Sequence[Path], shape: tuple[int, int]) -> np.ndarray:
+    """Read the masks of one scan and unite them.
 
     Args:
-        path: A picture; everything above half of its range is abnormal.
+        paths: Pictures; everything above half of a picture's range is abnormal.
         shape: (H, W) of the scan; a mask of another size is resized.
 
     Returns:
         bool [H, W].
 
     Raises:
-        ScanError: It cannot be read.
+        ScanError: One cannot be read.
     """
+    united = np.zeros(shape, dtype=bool)
+    for path in paths:
+        united |= _read_mask(path, shape)
+    return united
+
+
+def scan_type_of(name: str, otherwise: str = "medical scan") -> str:
+    """Say what the scans of a dataset of this name show."""
+    return next((words for key, words in SCAN_TYPES.items() if key in name.lower()), otherwise)
+
+
+def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     pixels = read_scan(path, label="a mask").pixels
     plane = pixels if pixels.ndim == 2 else pixels.max(axis=2)
     mask = (plane > 0.5).astype(np.uint8)
@@ -113,52 +146,3 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if mask.shape != shape:
         mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
     return mask.astype(bool)
-
-
-def _from_manifest(root: Path) -> dict[str, Dataset]:
-    cases: dict[str, list[Case]] = {}
-    with (root / MANIFEST).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"dataset", "path", "label"} - set(reader.fieldnames or ())
-        if missing:
-            raise DatasetError(f"The manifest lacks the column {', '.join(sorted(missing))}.")
-        for line, row in enumerate(reader, start=2):
-            label = (row["label"] or "").strip().lower()
-            if label not in ("normal", "abnormal"):
-                raise DatasetError(f'Line {line} of the manifest: the label must be "normal" or "abnormal".')
-            mask = root / row["mask"] if row.get("mask") else None
-            case = Case(root / row["path"], label == "abnormal", mask, row.get("group") or row["path"])
-            cases.setdefault(row["dataset"], []).append(case)
-    return {name: Dataset(name, tuple(own), _scan_type(name)) for name, own in cases.items()}
-
-
-def _from_folders(root: Path) -> dict[str, Dataset]:
-    found = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if (folder / "normal").is_dir() and (folder / "abnormal").is_dir():
-            found[folder.name] = Dataset(folder.name, tuple(_folder_cases(folder)), _scan_type(folder.name))
-    return found
-
-
-def _folder_cases(folder: Path) -> list[Case]:
-    """List the readable scans of one dataset; equal pixels make a group."""
-    mask_files = find_scan_files([folder / "masks"]) if (folder / "masks").is_dir() else []
-    masks = {_stem(path): path for path in mask_files}
-    cases = []
-    for label in ("normal", "abnormal"):
-        for path in find_scan_files([folder / label]):
-            try:
-                digest = read_scan(path).digest
-            except ScanError:  # notes and licences lie beside scans
-                continue
-            mask = masks.get(_stem(path)) if label == "abnormal" else None
-            cases.append(Case(path, label == "abnormal", mask, digest))
-    return cases
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition(".")[0]
-
-
-def _scan_type(name: str) -> str:
-    return SCAN_TYPES.get(name.lower(), "medical scan")

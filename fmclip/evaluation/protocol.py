@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
-from fmclip.evaluation.datasets import Case, DatasetError
+from fmclip.evaluation.datasets import Case, DatasetError, Part
 
 
 class Protocol(str, Enum):
@@ -33,10 +33,12 @@ class Split:
 
     Attributes:
         references: k normal cases to learn from.
-        test: Cases to test on.
+        abnormals: Abnormal cases to learn from, for methods that can.
+        test: Cases to test on; none of the above, and under `unique` no twin of them.
     """
 
     references: tuple[Case, ...]
+    abnormals: tuple[Case, ...]
     test: tuple[Case, ...]
 
     @property
@@ -51,44 +53,83 @@ class Split:
 
 
 def split_cases(
-    cases: Sequence[Case], k: int, seed: int, *, protocol: Protocol = Protocol.UNIQUE, half: Half = Half.ALL
+    cases: Sequence[Case],
+    k: int,
+    seed: int,
+    *,
+    abnormal_k: int = 0,
+    protocol: Protocol = Protocol.UNIQUE,
+    half: Half = Half.ALL,
+    fit_on: Sequence[Case] | None = None,
+    unreadable: Collection[Case] = (),
 ) -> Split:
-    """Draw k reference scans; the rest is the test.
+    """Draw the scans to learn from; the rest is the test.
 
-    With one seed, the references for a smaller k are the first of those for a larger one.
+    With one seed, the references for a smaller k are the first of those for a larger one. Where the dataset has an
+    official split, only its training part is drawn from (abnormal scans from the test part if the other has none) and
+    only its test part is tested on.
 
     Args:
         cases: All cases of a dataset.
         k: Reference scans to draw from the normal ones.
         seed: Seed of the draw.
+        abnormal_k: Abnormal scans to draw.
         protocol: `unique` keeps the first case of each group, so that no test scan is a twin of a reference; `raw` is
             the habit of published tables.
         half: Part of the groups that references and test come from.
+        fit_on: Cases of another dataset to draw from (MadCLIP, Table 3); None draws from `cases`.
+        unreadable: Cases to leave out; the next of the draw take their places, and the other draws stay as they were.
 
     Returns:
         The split.
 
     Raises:
-        DatasetError: Too few normal scans, or nothing to tell apart is left to test on.
+        DatasetError: Too few scans to draw from, or nothing to tell apart is left to test on.
     """
-    usable = [case for case in cases if half is Half.ALL or _half_of(case.group) is half]
-    if protocol is Protocol.UNIQUE:
-        first_of: dict[str, Case] = {}
-        for case in usable:
-            first_of.setdefault(case.group, case)
-        usable = list(first_of.values())
-    normals = [case for case in usable if not case.is_abnormal]
-    order = np.random.default_rng(seed).permutation(len(normals))
-    references = tuple(normals[place] for place in order[:k])
-    taken = set(references)
-    test = tuple(case for case in usable if case not in taken)
-    split = Split(references, test)
-    if len(references) < k or not split.n_normal or not split.n_abnormal:
+    usable = _usable(cases, protocol, half)
+    pool = usable if fit_on is None else _usable(fit_on, protocol, half)
+    generator = np.random.default_rng(seed)
+    references = _draw(pool, False, k, generator, unreadable)
+    abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
+    drawn = {*references, *abnormals}
+    groups = {case.group for case in drawn} if protocol is Protocol.UNIQUE else set()
+    test = tuple(
+        case
+        for case in usable
+        if case.part is not Part.TRAIN and case not in drawn and case.group not in groups and case not in unreadable
+    )
+    split = Split(references, abnormals, test)
+    if not split.n_normal or not split.n_abnormal:
+        n_normal = sum(not case.is_abnormal for case in usable)
         raise DatasetError(
-            f"k = {k} leaves nothing to test: there are {len(normals)} normal and {len(usable) - len(normals)} "
-            "abnormal scans to draw from."
+            f"k = {k} leaves nothing to test: there are {n_normal} normal and {len(usable) - n_normal} abnormal scans."
         )
     return split
+
+
+def _usable(cases: Sequence[Case], protocol: Protocol, half: Half) -> list[Case]:
+    """Take one half, and of each group the first case (in each part, so that a test scan is not lost to its twin)."""
+    usable = [case for case in cases if half is Half.ALL or _half_of(case.group) is half]
+    if protocol is Protocol.RAW:
+        return usable
+    first_of: dict[tuple[str, Part | None], Case] = {}
+    for case in usable:
+        first_of.setdefault((case.group, case.part), case)
+    return list(first_of.values())
+
+
+def _draw(
+    pool: Sequence[Case], is_abnormal: bool, count: int, generator: np.random.Generator, unreadable: Collection[Case]
+) -> tuple[Case, ...]:
+    own = [case for case in pool if case.is_abnormal == is_abnormal]
+    own = [case for case in own if case.part is not Part.TEST] or own
+    order = generator.permutation(len(own))
+    readable = [own[place] for place in order if own[place] not in unreadable]
+    if len(readable) < count:
+        name = "abnormal" if is_abnormal else "k"
+        kind = "abnormal" if is_abnormal else "normal"
+        raise DatasetError(f"{name} = {count} is too many: there are {len(readable)} {kind} scans to draw from.")
+    return tuple(readable[:count])
 
 
 def _half_of(group: str) -> Half:

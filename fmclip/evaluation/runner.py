@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from fmclip import __version__
-from fmclip.detectors.base import Detector
-from fmclip.evaluation.datasets import Case, Dataset, DatasetError, read_mask
-from fmclip.evaluation.metrics import PixelAUROC, image_auroc
+from fmclip.calibration import Calibration
+from fmclip.detectors import DETECTORS
+from fmclip.detectors.base import Detector, Prediction
+from fmclip.detectors.events import Event, StageStarted, Step
+from fmclip.errors import FmclipError, ScanError
+from fmclip.evaluation.datasets import Case, Dataset, DatasetError, read_masks
+from fmclip.evaluation.environment import code_digest, environment
+from fmclip.evaluation.intervals import TestScores, bootstrap_weights, image_intervals, intervals
+from fmclip.evaluation.metrics import image_metrics
+from fmclip.evaluation.pixels import PixelScores
 from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases
-from fmclip.scans import read_scan
+from fmclip.evaluation.rows import Example, Journal, Row, Run, Skipped, run_key
+from fmclip.scans import Scan, read_scan
 from fmclip.towers import Tower
 
 BATCH = 16
@@ -42,6 +44,9 @@ class Plan:
         preset: Preset of the detectors' configs.
         protocol: How twins are treated.
         half: Part of the groups.
+        abnormal_k: Abnormal scans to learn from, for methods that can; they are taken out of the test of all methods.
+        fit_on: Dataset to learn from instead of the one tested on.
+        examples: Whether runs of the first seed bring scans for the figures.
     """
 
     datasets: Sequence[Dataset]
@@ -51,61 +56,29 @@ class Plan:
     preset: str
     protocol: Protocol = Protocol.UNIQUE
     half: Half = Half.ALL
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured run.
-
-    Attributes:
-        dataset: Dataset.
-        method: Detector.
-        tower: Tower.
-        k: Number of reference scans.
-        seed: Seed of draw and fit.
-        protocol: "unique" or "raw".
-        image_auroc: AUROC over the test scans.
-        pixel_auroc: AUROC over all pixels of the test scans whose mask is known (normal scans have none to mark);
-            None without masks.
-        fit_seconds: Wall time of `fit`.
-        ms_per_scan: Wall time of `predict` per test scan.
-        n_normal: Normal test scans.
-        n_abnormal: Abnormal test scans.
-        half: Part of the groups.
-        preset: Preset of the config.
-    """
-
-    dataset: str
-    method: str
-    tower: str
-    k: int
-    seed: int
-    protocol: str
-    image_auroc: float
-    pixel_auroc: float | None
-    fit_seconds: float
-    ms_per_scan: float
-    n_normal: int
-    n_abnormal: int
-    half: str
-    preset: str
+    abnormal_k: int = 0
+    fit_on: Dataset | None = None
+    examples: bool = False
 
 
 def run_plan(
-    plan: Plan, tower: Tower, *, on_progress: OnProgress | None = None, on_skip: Callable[[str], None] | None = None
-) -> Iterator[Row]:
-    """Run a plan, one row at a time.
+    plan: Plan, tower: Tower, *, journal: Journal | None = None, on_progress: OnProgress | None = None
+) -> Iterator[Run | Skipped]:
+    """Run a plan, one run at a time.
+
+    A run that cannot be measured is skipped with its reason, and the others go on: a k larger than the dataset allows,
+    a tower that the method refuses, a reference set that it cannot learn from.
 
     Args:
         plan: What to measure.
         tower: Tower of all runs.
+        journal: Runs measured before, which are not measured again; gets the new ones.
         on_progress: Told how far it is.
-        on_skip: Told of each combination that cannot be drawn (a k larger than the dataset allows).
 
     Yields:
-        A row as soon as it is measured.
+        A run as soon as it is measured, or why it was skipped.
     """
-    runs = [
+    combinations = [
         (dataset, k, seed, method)
         for dataset in plan.datasets
         for k in plan.ks
@@ -113,111 +86,224 @@ def run_plan(
         for method in plan.methods
     ]
     report = on_progress or (lambda share, text: None)
-    for done, (dataset, k, seed, method) in enumerate(runs):
-        text = f"{dataset.name}, {method}, k = {k}, seed {seed}"
-        report(done / len(runs), text)
+    unreadable: set[Case] = set()
+    for done, (dataset, k, seed, method) in enumerate(combinations):
+        name = f"{dataset.name}, {method}, k = {k}, seed {seed}"
+
+        def within(share: float, stage: str = "", done: int = done, name: str = name) -> None:
+            report((done + share) / len(combinations), f"{name}{', ' if stage else ''}{stage}")
+
+        within(0.0)
         try:
-            split = split_cases(dataset.cases, k, seed, protocol=plan.protocol, half=plan.half)
-        except DatasetError as error:
-            if on_skip is not None and seed == plan.seeds[0] and method == plan.methods[0]:
-                on_skip(f"{dataset.name}: {error}")
-            continue
-        detector = _make_detector(method, tower, plan.preset, dataset.scan_type, seed)
-
-        def within(share: float, done: int = done, text: str = text) -> None:
-            report((done + share) / len(runs), text)
-
-        yield Row(
-            dataset=dataset.name,
-            method=method,
-            tower=tower.name,
-            k=k,
-            seed=seed,
-            protocol=plan.protocol.value,
-            n_normal=split.n_normal,
-            n_abnormal=split.n_abnormal,
-            half=plan.half.value,
-            preset=plan.preset,
-            **_measure(detector, split, within),
-        )
+            run = _Measurement(plan, dataset, method, k, seed, tower, unreadable, within)
+            yield _measured_once(run, journal) if journal else run.measure()
+        except (FmclipError, torch.OutOfMemoryError) as error:
+            reason = str(error) if isinstance(error, FmclipError) else "The device ran out of memory."
+            yield Skipped(dataset.name, method, tower.name, k, seed, reason)
     report(1.0, "done")
 
 
-def environment() -> dict[str, Any]:
-    """Describe machine and versions, for results that can be compared later."""
-    import torch
+@dataclass
+class _Tested:
+    """What predicting the test scans yields, scan by scan."""
 
-    return {
-        "machine": platform.processor() or platform.machine(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "fmclip": __version__,
-        **{name: _version(name) for name in ("torch", "timm", "open_clip_torch", "peft", "numpy")},
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
-    }
+    pixels: PixelScores
+    cases: list[Case] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    n_twins: int = 0
 
 
-def _make_detector(method: str, tower: Tower, preset: str, scan_type: str, seed: int) -> Detector:
-    from fmclip.detectors import DETECTORS
+@dataclass
+class _Measurement:
+    """One run: draw, fit, predict, measure."""
 
-    detector_class = DETECTORS[method]
-    config_class: Any = detector_class.config_class
-    return detector_class(tower, config_class.preset(preset, scan_type=scan_type, seed=seed))
+    plan: Plan
+    dataset: Dataset
+    method: str
+    k: int
+    seed: int
+    tower: Tower
+    unreadable: set[Case]
+    on_share: Callable[..., None]
 
+    def __post_init__(self) -> None:
+        self.source = self.plan.fit_on or self.dataset
+        detector_class = DETECTORS[self.method]
+        config_class: Any = detector_class.config_class
+        config = config_class.preset(self.plan.preset, scan_type=self.source.scan_type, seed=self.seed)
+        self.detector: Detector = detector_class(self.tower, config)
+        # "never", "optional" or "required"; a detector that says nothing never looks at abnormal scans.
+        self.uses_abnormals = self.plan.abnormal_k > 0 and getattr(self.detector, "uses_abnormals", "never") != "never"
 
-def _measure(detector: Detector, split: Split, on_share: Callable[[float], None]) -> dict[str, Any]:
-    """Fit on the references and predict the test scans, in batches, timing both without the reading of files."""
-    references = [read_scan(case.path, label=f"scan {place}") for place, case in enumerate(split.references, 1)]
-    started = time.perf_counter()
-    detector.fit(references)
-    fit_seconds = time.perf_counter() - started
-    scores: list[float] = []
-    pixels = PixelAUROC()
-    predict_seconds = 0.0
-    for start in range(0, len(split.test), BATCH):
-        cases = split.test[start : start + BATCH]
-        scans = [read_scan(case.path) for case in cases]
+    def key(self) -> str:
+        """Hash all that the run depends on: settings, data, code, versions and machine."""
+        where = environment()
+        plan = self.plan
+        return run_key(
+            {
+                "dataset": (self.dataset.name, self.dataset.fingerprint()),
+                "fit_on": (self.source.name, self.source.fingerprint()),
+                "method": self.method,
+                "config": self.detector.config.to_dict(),
+                "tower": (self.tower.name, self.tower.image_size, str(self.tower.device)),
+                "draw": (self.k, plan.abnormal_k, self.seed, plan.protocol.value, plan.half.value, plan.preset),
+                "code": (where["fmclip"], code_digest()),
+                "versions": [where[name] for name in ("torch", "timm", "open_clip_torch", "numpy", "cpu", "gpu")],
+            }
+        )
+
+    def measure(self) -> Run:
+        """Measure.
+
+        Raises:
+            FmclipError: It cannot be drawn or learned.
+        """
+        split, normals, abnormals = self._draw()
         started = time.perf_counter()
-        predictions = detector.predict(scans)
-        predict_seconds += time.perf_counter() - started
-        scores += [prediction.score for prediction in predictions]
-        for case, prediction in zip(cases, predictions, strict=True):
-            _count_pixels(pixels, case, prediction.map)
-        on_share((start + len(cases)) / len(split.test))
-    return {
-        "image_auroc": image_auroc(scores, [case.is_abnormal for case in split.test]),
-        "pixel_auroc": pixels.compute(),
-        "fit_seconds": fit_seconds,
-        "ms_per_scan": 1000 * predict_seconds / len(split.test),
-    }
+        self._fit(normals, abnormals, split.abnormals)
+        fit_seconds = time.perf_counter() - started
+        threshold = Calibration.from_scores(self.detector.reference_scores_ or ()).threshold
+        tested = self._predict(split.test, {scan.digest for scan in (*normals, *abnormals)}, threshold)
+        scores = self._scores(tested, threshold)
+        n_abnormal = sum(scores.is_abnormal)
+        if not 0 < n_abnormal < len(scores.is_abnormal):
+            raise DatasetError("Too few test scans can be read: normal and abnormal ones are needed.")
+        weights = bootstrap_weights(scores.group, scores.is_abnormal)
+        pixels = tested.pixels.compute()
+        row = Row(
+            dataset=self.dataset.name,
+            fit_on=self.source.name,
+            method=self.method,
+            tower=self.tower.name,
+            k=self.k,
+            abnormal_k=self.plan.abnormal_k if self.uses_abnormals else 0,
+            seed=self.seed,
+            protocol=self.plan.protocol.value,
+            half=self.plan.half.value,
+            preset=self.plan.preset,
+            threshold=threshold,
+            **asdict(image_metrics(scores.score, scores.is_abnormal, threshold)),
+            **(asdict(pixels) if pixels else dict.fromkeys(("pixel_auroc", "aupro", "dice"))),
+            intervals=image_intervals(scores, weights) | (intervals(tested.pixels.resample(weights)) if pixels else {}),
+            fit_seconds=fit_seconds,
+            ms_per_scan=1000 * tested.seconds / len(tested.cases),
+            n_normal=len(scores.is_abnormal) - n_abnormal,
+            n_abnormal=n_abnormal,
+            n_unreadable=len(self.unreadable.intersection((*self.dataset.cases, *self.source.cases))),
+            n_twins=tested.n_twins,
+        )
+        wants_examples = self.plan.examples and self.seed == self.plan.seeds[0]
+        return Run(row, scores, self._examples(tested) if wants_examples else ())
+
+    def _draw(self) -> tuple[Split, list[Scan], list[Scan]]:
+        """Draw, and draw on until all scans to learn from can be read."""
+        while True:
+            split = split_cases(
+                self.dataset.cases,
+                self.k,
+                self.seed,
+                abnormal_k=self.plan.abnormal_k,
+                protocol=self.plan.protocol,
+                half=self.plan.half,
+                fit_on=self.plan.fit_on.cases if self.plan.fit_on else None,
+                unreadable=self.unreadable,
+            )
+            scans = [self._read(case, f"scan {place}") for place, case in enumerate(split.references, 1)]
+            abnormals = [self._read(case, f"abnormal scan {place}") for place, case in enumerate(split.abnormals, 1)]
+            if None not in scans and None not in abnormals:
+                return split, [scan for scan in scans if scan], [scan for scan in abnormals if scan]
+
+    def _read(self, case: Case, label: str) -> Scan | None:
+        """Read a scan, or remember that it cannot be read."""
+        try:
+            return read_scan(case.path, label=label)
+        except ScanError:
+            self.unreadable.add(case)
+            return None
+
+    def _fit(self, normals: list[Scan], abnormals: list[Scan], cases: Sequence[Case]) -> None:
+        if not self.uses_abnormals:
+            self.detector.fit(normals, on_event=self._show_fit)
+            return
+        masks = [_mask_of(case, scan) if case.masks else None for case, scan in zip(cases, abnormals, strict=True)]
+        fit: Any = self.detector.fit  # only detectors that use abnormal scans take their masks
+        fit(normals, abnormals, abnormal_masks=masks, on_event=self._show_fit)
+
+    def _show_fit(self, event: Event) -> None:
+        if isinstance(event, StageStarted):
+            self.on_share(0.0, event.stage)
+        elif isinstance(event, Step):
+            self.on_share(0.0, f"{event.stage} {event.step}/{event.steps}")
+
+    def _predict(self, cases: Sequence[Case], learned: set[str], threshold: float) -> _Tested:
+        """Predict in batches, timed without the reading of files; `learned` are digests of the scans learned from."""
+        tested = _Tested(PixelScores(threshold))
+        for start in range(0, len(cases), BATCH):
+            batch = cases[start : start + BATCH]
+            pairs = [(case, scan) for case in batch if (scan := self._read(case, "a test scan"))]
+            if self.plan.protocol is Protocol.UNIQUE:
+                tested.n_twins += sum(scan.digest in learned for _, scan in pairs)
+                pairs = [(case, scan) for case, scan in pairs if scan.digest not in learned]
+            started = time.perf_counter()
+            predictions = self.detector.predict([scan for _, scan in pairs]) if pairs else []
+            tested.seconds += time.perf_counter() - started
+            for (case, scan), prediction in zip(pairs, predictions, strict=True):
+                _count_pixels(tested, case, scan, prediction)
+                tested.cases.append(case)
+                tested.scores.append(float(prediction.score))
+            self.on_share((start + len(batch)) / len(cases), "testing")
+        return tested
+
+    def _scores(self, tested: _Tested, threshold: float) -> TestScores:
+        places = {case: place for place, case in enumerate(self.dataset.cases)}
+        groups = {
+            group: number for number, group in enumerate(dict.fromkeys(case.group for case in self.dataset.cases))
+        }
+        return TestScores(
+            case=tuple(places[case] for case in tested.cases),
+            group=tuple(groups[case.group] for case in tested.cases),
+            is_abnormal=tuple(case.is_abnormal for case in tested.cases),
+            score=tuple(tested.scores),
+            threshold=threshold,
+        )
+
+    def _examples(self, tested: _Tested) -> tuple[Example, ...]:
+        """Map the best, median and worst answered scan of either kind once more, to keep no other map in memory."""
+        found = []
+        for is_abnormal in (True, False):
+            own = [place for place, case in enumerate(tested.cases) if case.is_abnormal == is_abnormal]
+            own.sort(key=lambda place: tested.scores[place], reverse=is_abnormal)  # the best answered first
+            for title, place in (("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])):
+                case = tested.cases[place]
+                scan = read_scan(case.path)
+                (prediction,) = self.detector.predict([scan])
+                mask = _mask_of(case, scan) if case.masks or not is_abnormal else None
+                words = f"{'abnormal' if is_abnormal else 'normal'}, {title}"
+                found.append(Example(words, scan, mask, prediction.map, float(prediction.score)))
+        return tuple(found)
 
 
-def _count_pixels(pixels: PixelAUROC, case: Case, anomaly_map: np.ndarray) -> None:
+def _measured_once(run: _Measurement, journal: Journal) -> Run:
+    key = run.key()
+    found = journal.find(key)
+    if found is None:
+        found = run.measure()
+        journal.add(key, found)
+    return found
+
+
+def _count_pixels(tested: _Tested, case: Case, scan: Scan, prediction: Prediction) -> None:
     """Add one test scan: normal scans are normal everywhere, abnormal scans without a mask say nothing."""
-    shape = (anomaly_map.shape[0], anomaly_map.shape[1])
-    if case.mask is not None:
-        pixels.update(anomaly_map, read_mask(case.mask, shape))
-    elif not case.is_abnormal:
-        pixels.update(anomaly_map, np.zeros(shape, dtype=bool))
+    if case.masks or not case.is_abnormal:
+        mask = _mask_of(case, scan)
+        if mask is not None:
+            tested.pixels.update(prediction.map, mask, place=len(tested.cases))
 
 
-def _version(package: str) -> str | None:
+def _mask_of(case: Case, scan: Scan) -> np.ndarray | None:
+    """Read the masks of a scan: bool [H, W], or None if one cannot be read."""
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return read_masks(case.masks, (scan.height, scan.width))
+    except ScanError:
         return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree, or None outside one."""
-    try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        folder = Path(__file__).resolve().parent
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None

@@ -29,8 +29,10 @@ def _disc(row: int, column: int) -> np.ndarray:
 def make_folders() -> Callable[..., Path]:
     """Write NAME/normal, NAME/abnormal and NAME/masks with scans 0.png, 1.png, ... in each."""
 
-    def make(root: Path, name: str = "blobs", normal: int = 8, abnormal: int = 5, masks: bool = True) -> Path:
-        generator = np.random.default_rng(3)
+    def make(
+        root: Path, name: str = "blobs", normal: int = 8, abnormal: int = 5, masks: bool = True, seed: int = 3
+    ) -> Path:
+        generator = np.random.default_rng(seed)
         for folder in ("normal", "abnormal", "masks"):
             (root / name / folder).mkdir(parents=True)
         for label, count in (("normal", normal), ("abnormal", abnormal)):

@@ -1,45 +1,55 @@
-"""AUROC against scikit-learn."""
+"""Image metrics against scikit-learn, one by one and for many weightings at once."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
-from fmclip.evaluation.metrics import PixelAUROC, image_auroc
-
-
-def test_image_auroc_counts_ties_half():
-    assert image_auroc([0.1, 0.5, 0.5, 0.9], [False, False, True, True]) == 0.875
-    assert image_auroc([0.9, 0.1], [False, True]) == 0.0
+from fmclip.evaluation.metrics import WeightedCurves, image_metrics
 
 
-@pytest.mark.parametrize("spread", [0.2, 0.001])
-def test_pixel_auroc_equals_scikit_learn(spread):
-    generator = np.random.default_rng(0)
-    pixels = PixelAUROC()
-    maps, masks = [], []
-    for shape in ((30, 40), (25, 25), (50, 10)):
-        mask = generator.random(shape) < 0.2
-        anomaly_map = np.clip(0.5 + spread * (generator.normal(0, 1, shape) + mask), 0, 1).astype(np.float32)
-        pixels.update(anomaly_map, mask)
-        maps.append(anomaly_map.ravel())
-        masks.append(mask.ravel())
-    expected = roc_auc_score(np.concatenate(masks), np.concatenate(maps))
-    assert pixels.compute() == pytest.approx(expected, abs=1e-4)
+def _scores(ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(1)
+    answers = generator.random(120) < 0.6
+    scores = 0.5 + 0.1 * generator.normal(0, 1, 120) + 0.08 * answers
+    return (np.round(scores, 1) if ties else scores), answers
 
 
-def test_pixel_auroc_counts_ties_half():
-    pixels = PixelAUROC()
-    pixels.update(np.array([[0.0, 1.0, 1.0, 0.3]]), np.array([[False, False, True, True]]))
-    assert pixels.compute() == pytest.approx(roc_auc_score([0, 0, 1, 1], [0.0, 1.0, 1.0, 0.3]))
+def test_auroc_counts_ties_half():
+    assert image_metrics([0.1, 0.5, 0.5, 0.9], [False, False, True, True], 0.5).image_auroc == 0.875
 
 
-def test_pixel_auroc_needs_both_kinds_of_pixels():
-    pixels = PixelAUROC()
-    assert pixels.compute() is None
-    pixels.update(np.zeros((2, 2)), np.zeros((2, 2), bool))
-    assert pixels.compute() is None
+@pytest.mark.parametrize("ties", [False, True])
+def test_metrics_equal_scikit_learn(ties):
+    scores, answers = _scores(ties)
+    found = image_metrics(scores, answers, 0.55)
+    called = scores > 0.55
+    best = max(f1_score(answers, scores >= cut) for cut in scores)
+    cuts = [cut for cut in (*scores, 2.0) if recall_score(~answers, scores < cut) >= 0.95]
+    assert found.image_auroc == pytest.approx(roc_auc_score(answers, scores))
+    assert found.average_precision == pytest.approx(average_precision_score(answers, scores))
+    assert found.f1_max == pytest.approx(best)
+    assert found.sensitivity_at_95_specificity == pytest.approx(recall_score(answers, scores >= min(cuts)))
+    assert found.sensitivity == pytest.approx(recall_score(answers, called))
+    assert found.specificity == pytest.approx(recall_score(~answers, ~called))
+    assert found.f1 == pytest.approx(f1_score(answers, called))
 
 
-def test_map_and_mask_must_match():
-    with pytest.raises(ValueError, match="differ in shape"):
-        PixelAUROC().update(np.zeros((2, 2)), np.zeros((2, 3), bool))
+def test_a_score_at_the_threshold_is_within_the_references():
+    found = image_metrics([0.2, 0.5, 0.5, 0.8], [False, False, True, True], 0.5)
+    assert (found.sensitivity, found.specificity) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_weighted_metrics_equal_those_of_repeated_scans(ties):
+    scores, answers = _scores(ties)
+    weights = np.random.default_rng(2).integers(0, 4, (5, 120))
+    found = WeightedCurves(scores, answers, weights.astype(float)).metrics(0.55)
+    for row, own in enumerate(weights):
+        repeated = image_metrics(np.repeat(scores, own), np.repeat(answers, own), 0.55)
+        for name, values in found.items():
+            assert values[row] == pytest.approx(getattr(repeated, name)), name
+
+
+def test_the_curve_runs_through_the_corners_of_the_roc():
+    curves = WeightedCurves(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]), np.ones((1, 4)))
+    np.testing.assert_allclose(curves.roc(np.array([0.0, 0.25, 0.5, 1.0])), [[0.5, 0.5, 1.0, 1.0]])

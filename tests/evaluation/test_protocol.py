@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from fmclip.evaluation.datasets import Case, DatasetError
+from fmclip.evaluation.datasets import Case, DatasetError, Part
 from fmclip.evaluation.protocol import Half, Protocol, split_cases
 
 
 def _cases() -> list[Case]:
     """20 normal and 10 abnormal groups, each second one with a twin at the end of the list."""
-    singles = [Case(Path(f"{n}.png"), n >= 20, None, f"set-{n}") for n in range(30)]
-    return singles + [Case(Path(f"{n}-twin.png"), n >= 20, None, f"set-{n}") for n in range(0, 30, 2)]
+    singles = [Case(Path(f"{n}.png"), n >= 20, (), f"set-{n}") for n in range(30)]
+    return singles + [Case(Path(f"{n}-twin.png"), n >= 20, (), f"set-{n}") for n in range(0, 30, 2)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -34,7 +34,7 @@ def test_raw_tests_twins_too():
 
 
 def test_a_group_with_both_answers_is_used_once():
-    mixed = [*_cases(), Case(Path("m.png"), False, None, "mixed"), Case(Path("n.png"), True, None, "mixed")]
+    mixed = [*_cases(), Case(Path("m.png"), False, (), "mixed"), Case(Path("n.png"), True, (), "mixed")]
     split = split_cases(mixed, 8, 0)
     assert [case.group for case in (*split.references, *split.test)].count("mixed") == 1
 
@@ -56,7 +56,58 @@ def test_halves_share_no_group():
     assert "set-4" in groups[1]
 
 
-@pytest.mark.parametrize("k", [20, 21, 50])
-def test_a_k_that_leaves_nothing_to_test_is_refused(k):
-    with pytest.raises(DatasetError, match=f"k = {k} leaves nothing to test: there are 20 normal and 10 abnormal"):
-        split_cases(_cases(), k, 0)
+@pytest.mark.parametrize(
+    ("k", "abnormal_k", "message"),
+    [
+        (20, 0, "k = 20 leaves nothing to test: there are 20 normal and 10 abnormal"),
+        (21, 0, "k = 21 is too many: there are 20 normal scans to draw from"),
+        (4, 11, "abnormal = 11 is too many: there are 10 abnormal scans to draw from"),
+        (4, 10, "leaves nothing to test"),
+    ],
+)
+def test_a_draw_that_leaves_nothing_is_refused(k, abnormal_k, message):
+    with pytest.raises(DatasetError, match=message):
+        split_cases(_cases(), k, 0, abnormal_k=abnormal_k)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_abnormal_scans_to_learn_from_are_not_tested_nor_are_their_twins(seed):
+    split = split_cases(_cases(), 8, seed, abnormal_k=3)
+    assert len(split.abnormals) == 3
+    assert all(case.is_abnormal for case in split.abnormals)
+    assert not {case.group for case in split.abnormals} & {case.group for case in split.test}
+    assert (split.n_normal, split.n_abnormal) == (12, 7)
+    assert split.references == split_cases(_cases(), 8, seed).references
+
+
+def test_an_official_split_is_kept():
+    train = [Case(Path(f"train/{n}.png"), False, (), f"t{n}", Part.TRAIN) for n in range(6)]
+    test = [Case(Path(f"test/{n}.png"), n >= 3, (), f"s{n}", Part.TEST) for n in range(6)]
+    split = split_cases([*train, *test], 4, 0, abnormal_k=1)
+    assert {case.part for case in split.references} == {Part.TRAIN}
+    assert {case.part for case in split.test} == {Part.TEST}
+    assert (split.n_normal, split.n_abnormal) == (3, 2)  # no abnormal scan to learn from in train
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twins_across_an_official_split_are_not_tested(seed):
+    train = [Case(Path(f"train/{n}.png"), False, (), f"t{n}", Part.TRAIN) for n in range(6)]
+    test = [Case(Path(f"test/{n}.png"), n >= 6, (), f"t{n}", Part.TEST) for n in range(9)]
+    split = split_cases([*train, *test], 4, seed)
+    assert not {case.group for case in split.references} & {case.group for case in split.test}
+    assert (split.n_normal, split.n_abnormal) == (2, 3)
+
+
+def test_one_dataset_to_learn_from_and_another_to_test_on():
+    other = [Case(Path(f"other/{n}.png"), n >= 5, (), f"set-{n}" if n == 0 else f"other-{n}") for n in range(10)]
+    split = split_cases(_cases(), 5, 0, fit_on=other)
+    assert {case.path.parent.name for case in split.references} == {"other"}
+    assert (split.n_normal, split.n_abnormal) == (19, 10)  # one scan is in both datasets
+
+
+def test_the_next_of_the_draw_stands_in_for_a_scan_that_cannot_be_read():
+    before = split_cases(_cases(), 8, 0)
+    after = split_cases(_cases(), 8, 0, unreadable={before.references[2], before.test[0]})
+    assert after.references[:7] == before.references[:2] + before.references[3:]
+    assert before.references[2] not in after.test
+    assert before.test[0] not in after.test
