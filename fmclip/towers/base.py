@@ -212,7 +212,7 @@ class Tower:
             One [B, C_j, H_j, W_j] for each level, as from `features`; image embeddings [B, D], L2-normalised.
 
         Raises:
-            TowerError: The tower's blocks take no tokens (a CNN), or the prompts are not one set of tokens for each block.
+            TowerError: The tower's blocks take no tokens (a CNN), or the prompts are not one set for each block.
         """
         widths = self.block_widths
         if not widths or [one.shape[-1] for one in prompts] != list(widths):

@@ -18,7 +18,7 @@ from fmclip.towers.vision import share
 
 
 def blocks_of(visual: Any) -> list[nn.Module]:
-    """List the blocks of a transformer image tower (open_clip's own or timm's) from the input on; empty if it has none."""
+    """List the blocks of a transformer image tower (open_clip's own or timm's), from the input on; none for a CNN."""
     inner = getattr(visual, "transformer", None) or getattr(visual, "trunk", None)
     return list(getattr(inner, "resblocks", None) or getattr(inner, "blocks", None) or [])
 
