@@ -1,13 +1,17 @@
 """Detectors by name; a new method is one file beside this one and one line in `DETECTORS`."""
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction
+from fmclip.detectors.cosine import Cosine
 from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, SyntheticExample, SyntheticExamples
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
+from fmclip.detectors.two_layer import TwoLayer
 
 DETECTORS: dict[str, type[Detector]] = {
     FusionMedCLIP.name: FusionMedCLIP,
     PatchMemory.name: PatchMemory,
+    Cosine.name: Cosine,
+    TwoLayer.name: TwoLayer,
 }
 DEFAULT_DETECTOR = FusionMedCLIP.name
 
