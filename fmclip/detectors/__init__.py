@@ -6,11 +6,13 @@ from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, S
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
 from fmclip.detectors.two_layer import TwoLayer
+from fmclip.detectors.zero_shot import ZeroShot
 
 DETECTORS: dict[str, type[Detector]] = {
     FusionMedCLIP.name: FusionMedCLIP,
     PatchMemory.name: PatchMemory,
     Cosine.name: Cosine,
+    ZeroShot.name: ZeroShot,
     TwoLayer.name: TwoLayer,
 }
 DEFAULT_DETECTOR = FusionMedCLIP.name
