@@ -2,8 +2,8 @@
 
 ConRAD's README is all that its authors published; it names two contributions, and leaves the rest to us:
 
-    1. learnable text prompts, "which capture the nuances in the visual input": contexts [v1]..[vM] CLASS that start from
-       UMLS and are shifted by a small network which reads the image embedding
+    1. learnable text prompts, "which capture the nuances in the visual input": contexts [v1]..[vM] CLASS that start
+       from UMLS and are shifted by a small network which reads the image embedding
     2. "deep prompting to the visual encoder by layer-wise projections of the static as well as learnable text prompts":
        for each block an own linear layer turns the hand-written class words and the learned contexts into extra tokens
 
@@ -38,6 +38,7 @@ class ConRADConfig(TrainedConfig):
     epochs: int = setting(20, "passes over the pictures that are learned from")
     batch_size: int = setting(8, "pictures in a training step, half of them abnormal")
     folds: int = setting(2, "networks trained to score the references, each without a share of them; 0 trains none")
+    lr: float = setting(3e-3, "learning rate")
     context_tokens: int = setting(4, "M, learned context vectors of each class")
     bottleneck: int = setting(16, "width of the network that shifts the contexts, as a share: text width / this")
     temperature: float = setting(0.07, "temperature of the softmax over the two prompts")
@@ -69,8 +70,8 @@ class ConRADNetwork(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(width, channels) for channels in tower.block_widths)
         self.to_text = nn.Conv2d(tower.widths[-1], tower.text_width, kernel_size=1)
         for layer in (self.shift[0], *self.projections, self.to_text):
-            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)  # type: ignore[arg-type, index, operator, union-attr]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.shift[2].weight)  # type: ignore[arg-type]  # starts as the unconditioned prompts
         nn.init.zeros_(self.shift[2].bias)  # type: ignore[arg-type]
         self.static: Tensor
