@@ -7,6 +7,7 @@ from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, S
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
+from fmclip.detectors.published import Published
 from fmclip.detectors.two_layer import TwoLayer
 from fmclip.detectors.zero_shot import ZeroShot
 
@@ -18,6 +19,7 @@ DETECTORS: dict[str, type[Detector]] = {
     TwoLayer.name: TwoLayer,
     MadCLIP.name: MadCLIP,
     ConRAD.name: ConRAD,
+    Published.name: Published,
 }
 DEFAULT_DETECTOR = FusionMedCLIP.name
 

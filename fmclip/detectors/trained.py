@@ -117,7 +117,7 @@ class TrainedDetector(Detector):
         generator = torch.Generator().manual_seed(self.config.seed)
         try:
             pixels, content, _ = to_pixels(normals, self.tower)
-            if abnormals:
+            if abnormals and self.uses_abnormals != "never":
                 copies = self.config.copies
                 samples = from_scans(normals, list(abnormals), abnormal_masks, self.tower, copies, generator)
             else:
@@ -146,9 +146,24 @@ class TrainedDetector(Detector):
         on_event: OnEvent,
     ) -> nn.Module:
         """Train a network on some rows of the samples."""
+        network = self._new_network(generator, [read[rows] for read in reads]).to(self.tower.device)
+        self._run(network, samples, reads, rows, self.config.epochs, generator, stage, on_event)
+        return network.eval().requires_grad_(False)
+
+    def _run(
+        self,
+        network: nn.Module,
+        samples: Samples,
+        reads: Sequence[Tensor],
+        rows: Tensor,
+        epochs: int,
+        generator: torch.Generator,
+        stage: str,
+        on_event: OnEvent,
+    ) -> None:
+        """Take the optimiser steps of some epochs."""
         device, config = self.tower.device, self.config
-        network = self._new_network(generator, [read[rows] for read in reads]).to(device)
-        steps = max(1, math.ceil(len(rows) * config.epochs / config.batch_size))
+        steps = max(1, math.ceil(len(rows) * epochs / config.batch_size))
         on_event(StageStarted(stage, steps))
         optimiser = self._optimiser(network)
         for step, batch in enumerate(balanced_batches(samples.labels[rows], config.batch_size, steps, generator), 1):
@@ -159,7 +174,6 @@ class TrainedDetector(Detector):
             loss.backward()
             optimiser.step()
             on_event(Step(stage, step, steps, float(loss.detach())))
-        return network.eval().requires_grad_(False)
 
     @torch.no_grad()
     def _settle(self, network: nn.Module, own: Sequence[Tensor], content: Tensor) -> None:
