@@ -252,10 +252,15 @@ def _anomalib(model: str) -> Any:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generator, from which anomalib draws, for a while."""
+    """Seed the global generators of torch and NumPy, from which anomalib draws, for a while."""
+    before = np.random.get_state()  # noqa: NPY002  (scikit-learn, inside anomalib, draws from this one)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
 
 
 PEERS: dict[str, type[Detector]] = {peer.name: peer for peer in (PatchCore, PaDiM, AnomalyDINO, WinCLIP)}
