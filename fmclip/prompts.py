@@ -47,8 +47,12 @@ class PromptLearner(nn.Module):
         Returns:
             [2, D] L2-normalised: normal, abnormal (Eq. 3).
         """
-        prompts = [torch.cat([context, words]) for context, words in zip(self.contexts, self._class_words, strict=True)]
-        return tower.embed_prompts(prompts)
+        return self.embed(tower, self.contexts)
+
+    def embed(self, tower: Tower, contexts: Tensor) -> Tensor:
+        """Embed both prompts with other contexts than the learned ones: [n * 2, M, token width] -> [n * 2, D]."""
+        pairs = enumerate(contexts)
+        return tower.embed_prompts([torch.cat([one, self._class_words[i % len(CLASSES)]]) for i, one in pairs])
 
 
 def _umls_context(tower: Tower, concept: dict, tokens: int) -> Tensor:

@@ -1,13 +1,25 @@
 """Detectors by name; a new method is one file beside this one and one line in `DETECTORS`."""
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction
+from fmclip.detectors.conrad import ConRAD
+from fmclip.detectors.cosine import Cosine
 from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, SyntheticExample, SyntheticExamples
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
+from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
+from fmclip.detectors.published import Published
+from fmclip.detectors.two_layer import TwoLayer
+from fmclip.detectors.zero_shot import ZeroShot
 
 DETECTORS: dict[str, type[Detector]] = {
     FusionMedCLIP.name: FusionMedCLIP,
     PatchMemory.name: PatchMemory,
+    Cosine.name: Cosine,
+    ZeroShot.name: ZeroShot,
+    TwoLayer.name: TwoLayer,
+    MadCLIP.name: MadCLIP,
+    ConRAD.name: ConRAD,
+    Published.name: Published,
 }
 DEFAULT_DETECTOR = FusionMedCLIP.name
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fmclip.detectors.events import OnEvent
-from fmclip.errors import NotFittedError
+from fmclip.errors import NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
@@ -72,27 +72,62 @@ class Detector(ABC):
         tower: Frozen tower; never changed.
         config: The method's own config; None takes the defaults.
 
+    Raises:
+        TowerError: The method cannot work on this tower, see `refusal`.
+
     Attributes:
+        uses_abnormals: Whether `fit` learns from abnormal scans: it never does, it does where some are given, or it
+            cannot learn without them.
+        needs_alignment: Whether the method compares pictures with words as the tower embeds them, so that the tower's
+            halves must have been trained together.
+        needs_transformer: Whether the method puts tokens into the blocks of the image tower.
         reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[DetectorConfig]]
+    uses_abnormals: ClassVar[Literal["never", "optional", "required"]] = "never"
+    needs_alignment: ClassVar[bool] = False
+    needs_transformer: ClassVar[bool] = False
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
+        reason = self.refusal(tower)
+        if reason is not None:
+            raise TowerError(reason)
         self.tower = tower
         self.config: Any = config if config is not None else self.config_class()
         self.reference_scores_: tuple[float, ...] | None = None
 
+    @classmethod
+    def refusal(cls, tower: Tower) -> str | None:
+        """Say why the method cannot work on a tower; None if it can."""
+        if cls.needs_alignment and not tower.paired:
+            return (
+                f"{cls.name} compares scans with words, and the two halves of the tower {tower.name} were never "
+                "trained together: their cosines mean nothing. Choose a CLIP (ViT-L-14:openai) or another method."
+            )
+        if cls.needs_transformer and not tower.block_widths:
+            return (
+                f"{cls.name} puts extra tokens into each block of a vision transformer; the image tower of "
+                f"{tower.name} has no such blocks. Choose a ViT, such as ViT-B-16:openai, or another method."
+            )
+        return None
+
     @abstractmethod
     def fit(
-        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+        self,
+        normals: Sequence[Scan],
+        abnormals: Sequence[Scan] | None = None,
+        *,
+        abnormal_masks: Sequence[np.ndarray | None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> Detector:
         """Learn from reference scans.
 
         Args:
             normals: k normal scans, at least 2.
-            abnormals: Abnormal scans, for methods that can use them.
+            abnormals: Abnormal scans, for methods that can use them (`uses_abnormals`).
+            abnormal_masks: For each abnormal scan bool [H, W] on its source pixels, or None where nobody has drawn it.
             on_event: Called with each event; raising `Stopped` ends the fit early and keeps the last good state.
 
         Returns:

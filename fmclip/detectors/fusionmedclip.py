@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,12 @@ class FusionMedCLIP(Detector):
     learned_level_: float = 0.0
 
     def fit(
-        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+        self,
+        normals: Sequence[Scan],
+        abnormals: Sequence[Scan] | None = None,
+        *,
+        abnormal_masks: Sequence[np.ndarray | None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> FusionMedCLIP:
         """Learn the memory, then stage 2, then stage 3; each is announced by `Ready` and refines the same map."""
         require_references(normals)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,12 @@ class PatchMemory(Detector):
 
     @torch.no_grad()
     def fit(
-        self, normals: Sequence[Scan], abnormals: Sequence[Scan] | None = None, *, on_event: OnEvent | None = None
+        self,
+        normals: Sequence[Scan],
+        abnormals: Sequence[Scan] | None = None,
+        *,
+        abnormal_masks: Sequence[np.ndarray | None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> PatchMemory:
         """Remember the patches of the references; abnormal scans are not used."""
         require_references(normals)

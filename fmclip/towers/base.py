@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fmclip.errors import TowerError
 from fmclip.towers import lora
 from fmclip.towers.attention import split_attention
+from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
 from fmclip.towers.text import ClipText, HuggingFaceText, TextEncoder
 from fmclip.towers.vision import Features, Level, all_levels, default_levels
 
@@ -73,6 +74,7 @@ class Tower:
         self.text_width = self._text.embed_text(["scan"]).shape[1]
         self._identity = _Identity(model, {"model": dict(config), "mean": list(mean), "std": list(std)})
         self._adapted = False
+        self._prompted: PromptedVisual | None = None
 
     def __repr__(self) -> str:
         return f"Tower({self.name!r}, {self.kind}, {self.image_size} px, levels {', '.join(self.layers)})"
@@ -177,6 +179,52 @@ class Tower:
         out = self._visual(self.normalise(pixels))
         return F.normalize(out[0] if isinstance(out, tuple) else out, dim=-1)  # [B, D]; CoCa also returns tokens
 
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        """One embedding a patch in the space of the texts, by the value path of the last block (MaskCLIP).
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+
+        Returns:
+            [B, D, H, W], L2-normalised at each place.
+
+        Raises:
+            TowerError: The value path of this image tower is not known.
+        """
+        embedder = PlaceEmbedder(self._visual, is_transformer=self.kind == "transformer")
+        return F.normalize(embedder(self.normalise(pixels)), dim=1)
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Width C of the tokens of each block that can read extra tokens, from the input on; empty for a CNN."""
+        if self.kind != "transformer" or not takes_tokens(self._visual):
+            return ()
+        return tuple(self._all_levels[0].width for _ in blocks_of(self._visual))
+
+    def features_with_prompts(self, pixels: Tensor, prompts: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Features and image embedding while every block reads extra tokens; gradients flow into these tokens.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+            prompts: For each block of `block_widths` T tokens, [T, C] or [B, T, C].
+
+        Returns:
+            One [B, C_j, H_j, W_j] for each level, as from `features`; image embeddings [B, D], L2-normalised.
+
+        Raises:
+            TowerError: The tower's blocks take no tokens (a CNN), or the prompts are not one set for each block.
+        """
+        widths = self.block_widths
+        if not widths or [one.shape[-1] for one in prompts] != list(widths):
+            raise TowerError(
+                "Visual prompts are extra tokens for each transformer block; this tower "
+                + (f"has {len(widths)} such blocks of width {widths[0]}." if widths else "is a CNN or leaves no room.")
+            )
+        if self._prompted is None:  # the first of two threads may lose its copy, which is harmless
+            self._prompted = PromptedVisual(self._visual)
+        levels, embedding = self._prompted(self.normalise(pixels), self._indices, prompts)
+        return levels, F.normalize(embedding, dim=-1)
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: N strings -> [N, D], L2-normalised, without gradient."""
         return self._text.embed_text(texts)
@@ -280,7 +328,7 @@ class Tower:
 
     def _variant(self, **changes: Any) -> Tower:
         variant = copy.copy(self)
-        variant.__dict__.update(changes)
+        variant.__dict__.update(_prompted=None, **changes)
         return variant
 
 

@@ -1,0 +1,51 @@
+"""Answers as log-odds of "abnormal": from maps and image scores of any method to predictions on the source pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fmclip.detectors.base import Prediction
+from fmclip.maps import resize_map
+from fmclip.memory import grid_of, patch_content
+from fmclip.scans import Letterbox
+
+
+def map_offset(maps: Tensor, scores: Tensor, content: Tensor) -> float:
+    """How much to add to maps so that the hottest place of a reference is, on average, as high as its image score.
+
+    A method that scores the whole picture apart from its places has two scales; the threshold is drawn on one of them,
+    and the map is read against that threshold.
+
+    Args:
+        maps: Log-odds [k, h, w] of the references.
+        scores: Log-odds [k] of the references.
+        content: [k, S, S] bool.
+    """
+    inside = patch_content(content, grid_of(maps))
+    hottest = maps.masked_fill(~inside, -torch.inf).flatten(1).amax(dim=1)  # [k]
+    return float((scores - hottest).mean())
+
+
+def log_odds_predictions(maps: Tensor, scores: Tensor, boxes: Sequence[Letterbox], size: int) -> list[Prediction]:
+    """Bring maps back to the source pixels.
+
+    Args:
+        maps: Log-odds [B, h, w].
+        scores: Log-odds [B].
+        boxes: The way back for each scan.
+        size: S, side of the letterboxed square.
+    """
+    squares = resize_map(maps, (size, size)).sigmoid().float().cpu().numpy()  # [B, S, S]
+    chances = to_probability(scores)
+    return [
+        Prediction(map=box.restore(square), score=chance, parts={})
+        for box, square, chance in zip(boxes, squares, chances, strict=True)
+    ]
+
+
+def to_probability(scores: Tensor) -> tuple[float, ...]:
+    """Log-odds [B] as plain numbers in [0, 1]; double, so that high scores stay apart."""
+    return tuple(scores.double().sigmoid().tolist())

@@ -1,0 +1,178 @@
+"""What a detector is trained on: normal and abnormal scans of a person, or anomalies synthesised on the normal ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmclip.detectors.base import to_pixels
+from fmclip.detectors.events import OnEvent, StageStarted, Step, SyntheticExample, SyntheticExamples
+from fmclip.errors import ReferenceSetError
+from fmclip.scans import Scan
+from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
+from fmclip.towers import Tower
+
+SYNTHESIS = "synthetic anomalies"
+CHUNK = 32  # synthetic scans between two events
+SHOWN_EXAMPLES = 8
+MASK_SIDE = 56  # masks are compared with maps at this side; the patch grid is coarser still
+ANGLE, SHIFT, ZOOM = 10.0, 0.05, 0.1  # degrees and shares of the side by which a scan is varied at most
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N pictures to learn from, on the CPU.
+
+    Attributes:
+        pixels: [N, 3, S, S] in [0, 1].
+        labels: [N] 1 for abnormal and 0 for normal.
+        masks: [N, m, m] share of each cell that is abnormal.
+        is_drawn: [N] whether the mask is known; it is for every normal scan, whose mask is empty.
+        source: [N] index of the reference scan that it is or was made from; -1 for an abnormal scan.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    masks: Tensor
+    is_drawn: Tensor
+    source: Tensor
+
+    def rows_without(self, references: Sequence[int]) -> Tensor:
+        """Rows that were not made from any of these reference scans: [n]."""
+        return (~torch.isin(self.source, torch.tensor(list(references), dtype=torch.long))).nonzero()[:, 0]
+
+
+def from_scans(
+    normals: Sequence[Scan],
+    abnormals: Sequence[Scan],
+    masks: Sequence[np.ndarray | None] | None,
+    tower: Tower,
+    copies: int,
+    generator: torch.Generator,
+) -> Samples:
+    """Take scans as they are, each with some varied copies (rotated, shifted, zoomed, mirrored).
+
+    Args:
+        normals: k normal scans.
+        abnormals: Abnormal scans, at least one.
+        masks: For each abnormal scan bool [H, W] on its source pixels, or None; None for no masks at all.
+        tower: Says how large the pictures are.
+        copies: Varied copies of each scan.
+        generator: Draws the variations.
+
+    Raises:
+        ReferenceSetError: The masks are not one for each abnormal scan, or one has another size than its scan.
+    """
+    drawn: list[np.ndarray | None] = list(masks) if masks is not None else [None] * len(abnormals)
+    if len(drawn) != len(abnormals):
+        raise ReferenceSetError(f"{len(abnormals)} abnormal scans came with {len(drawn)} masks: give one for each.")
+    for scan, mask in zip(abnormals, drawn, strict=True):
+        if mask is not None and mask.shape != (scan.height, scan.width):
+            raise ReferenceSetError(
+                f"{scan.label}: its mask has another size than the scan. Draw it on the same pixels."
+            )
+    pixels = to_pixels([*normals, *abnormals], tower)[0].cpu()
+    side = pixels.shape[-1]
+    squares = torch.zeros(len(pixels), 1, side, side)
+    for place, mask in enumerate(drawn, start=len(normals)):
+        if mask is not None:
+            squares[place] = to_pixels([Scan(mask.astype(np.float32))], tower)[0].cpu()[0, :1]
+    labels = torch.tensor([0.0] * len(normals) + [1.0] * len(abnormals))
+    is_drawn = torch.tensor([True] * len(normals) + [mask is not None for mask in drawn])
+    source = torch.tensor([*range(len(normals)), *[-1] * len(abnormals)])
+    layers = torch.cat([pixels, squares], dim=1)  # [n, 4, S, S]
+    varied = torch.cat([layers, *(_vary(layers, generator) for _ in range(copies))])
+    times = 1 + copies
+    return Samples(
+        pixels=varied[:, :3].contiguous(),
+        labels=labels.repeat(times),
+        masks=_coarse(varied[:, 3]),
+        is_drawn=is_drawn.repeat(times),
+        source=source.repeat(times),
+    )
+
+
+def from_synthesis(
+    pixels: Tensor, content: Tensor, scan_type: str, size: int, generator: torch.Generator, on_event: OnEvent
+) -> Samples:
+    """Synthesise anomalies on the normal scans (FusionMedCLIP section 3.4), for those who have no abnormal ones.
+
+    Args:
+        pixels: [k, 3, S, S] references in [0, 1].
+        content: [k, S, S] bool.
+        scan_type: What the scans show.
+        size: Number of pictures; a quarter of them stays normal.
+        generator: Draws everything.
+        on_event: Hears of the progress and is shown some.
+    """
+    images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    contents = list(content.cpu().numpy())
+    settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
+    on_event(StageStarted(SYNTHESIS, size))
+    scans: list[SyntheticScan] = []
+    while len(scans) < size:
+        scans += synthesise_pool(images, contents, min(CHUNK, size - len(scans)), generator, settings)
+        on_event(Step(SYNTHESIS, len(scans), size, math.nan))
+    on_event(SyntheticExamples(tuple(_shown(scan) for scan in scans[:SHOWN_EXAMPLES])))
+    masks = torch.from_numpy(np.stack([scan.mask for scan in scans])).float()  # [N, S, S]
+    return Samples(
+        pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
+        labels=masks.flatten(1).amax(dim=1),
+        masks=_coarse(masks),
+        is_drawn=torch.ones(len(scans), dtype=torch.bool),
+        source=torch.tensor([scan.source for scan in scans]),
+    )
+
+
+def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index batches with as many normal as abnormal pictures, from shuffled passes over either.
+
+    Args:
+        labels: [n] 0 or 1; where one is missing, batches hold the other alone.
+        batch_size: Even, or rounded down to it; at least 2.
+        steps: Number of batches.
+        generator: Shuffles.
+
+    Yields:
+        [batch_size] indices into `labels`.
+    """
+    kinds = [rows for label in (0, 1) if len(rows := (labels == label).nonzero()[:, 0])]
+    waiting = [torch.empty(0, dtype=torch.long) for _ in kinds]
+    share = max(1, batch_size // len(kinds))
+    for _ in range(steps):
+        taken = []
+        for place, rows in enumerate(kinds):
+            while len(waiting[place]) < share:
+                shuffled = rows[torch.randperm(len(rows), generator=generator)]
+                waiting[place] = torch.cat([waiting[place], shuffled])
+            taken.append(waiting[place][:share])
+            waiting[place] = waiting[place][share:]
+        yield torch.cat(taken)
+
+
+def _vary(layers: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate, shift, zoom and mirror pictures, masks with them: [n, 4, S, S] -> the same shape."""
+    n = len(layers)
+    angle, zoom, right, down = (2 * torch.rand(4, n, generator=generator) - 1).unbind()  # [n] each, in [-1, 1]
+    angle, zoom = torch.deg2rad(ANGLE * angle), 1 + ZOOM * zoom
+    mirror = 1 - 2 * (torch.rand(n, generator=generator) < 0.5).float()
+    cosine, sine = angle.cos() / zoom, angle.sin() / zoom
+    rows = [cosine * mirror, -sine, 2 * SHIFT * right, sine * mirror, cosine, 2 * SHIFT * down]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(n, 2, 3), list(layers.shape), align_corners=False)
+    return F.grid_sample(layers, grid, align_corners=False).clamp(0, 1)
+
+
+def _coarse(masks: Tensor) -> Tensor:
+    """[N, S, S] -> [N, m, m], shares."""
+    return F.adaptive_avg_pool2d(masks[:, None], min(MASK_SIDE, masks.shape[-1]))[:, 0]
+
+
+def _shown(scan: SyntheticScan) -> SyntheticExample:
+    text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
+    return SyntheticExample(scan.image, scan.mask, None, text, scan.to_dict())
