@@ -35,13 +35,16 @@ _DAMAGED = "The adapter file is damaged or incomplete. Download or save it again
 _FOREIGN = "This is not an adapter file. Choose a .safetensors file that fmclip saved after adapting."
 
 
-def save_adapter(path: str | os.PathLike[str], detector: Detector, calibration: Calibration) -> None:
+def save_adapter(
+    path: str | os.PathLike[str], detector: Detector, calibration: Calibration, *, window: str | None = None
+) -> None:
     """Write what was learned into one file; an older file of that name stays whole until the new one is complete.
 
     Args:
         path: Where to; the folder must exist.
         detector: A fitted detector.
         calibration: Its calibration.
+        window: Name of the window that the references were read with.
 
     Raises:
         NotFittedError: The detector has learned nothing yet.
@@ -59,6 +62,8 @@ def save_adapter(path: str | os.PathLike[str], detector: Detector, calibration: 
         "tower": detector.tower.name,
         "tower_identity": detector.tower.identity,
     }
+    if window is not None:
+        metadata["window"] = window
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state().items()}
     try:
         _write_whole(Path(path), save(tensors, metadata))
@@ -103,6 +108,16 @@ def load_adapter(
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(_DAMAGED) from error
     return detector, calibration
+
+
+def read_window(path: str | os.PathLike[str]) -> str | None:
+    """Read which window the references of an adapter were read with; None if its file does not say.
+
+    Raises:
+        CheckpointError: The file is damaged, no adapter, or of another version.
+    """
+    window = _read_metadata(Path(path)).get("window")
+    return window if isinstance(window, str) else None
 
 
 def _write_whole(path: Path, data: bytes) -> None:
