@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -186,7 +186,7 @@ class Session:
         method: str = "fusionmedclip",
         preview_queries: Sequence[Scan] = (),
         window: str | None = None,
-    ) -> Iterator[SessionEvent]:
+    ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
         Args:
