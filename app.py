@@ -24,7 +24,7 @@ from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
 from fmclip.page.references import WINDOW_INFO
 from fmclip.page.tower import TowerLoader
-from fmclip.page.uploads import AS_STORED, WINDOWS
+from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
 from fmclip.page.visitors import Visitors
 from fmclip.page.wiring import connect, token_of
 
@@ -73,14 +73,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     elem_classes="fm-file",
                 )
                 with gr.Accordion("DICOM and NIfTI: slice and window", open=False, elem_classes="fm-reading"), gr.Row():
-                    slice_index = gr.Number(
-                        None,
-                        label="Slice",
-                        info="From 0; empty: the middle one",
-                        precision=0,
-                        minimum=0,
-                        min_width=130,
-                        elem_id="slice",
+                    slice_text = gr.Textbox(
+                        MIDDLE, label="Slice", info="Number from 0, or middle", min_width=130, elem_id="slice"
                     )
                     window = parts["window"] = gr.Dropdown(
                         list(WINDOWS),
@@ -172,7 +166,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
 
         on = partial(connect, parts)
-        reading = [slice_index, window]
+        reading = [slice_text, window]
         for case in cases:
             on(parts[f"case-{case.name}"].click, partial(handlers.load_case, case.name))
         on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])

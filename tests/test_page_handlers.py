@@ -21,7 +21,7 @@ from fmclip.page.visitors import Visitors
 from fmclip.session import Session
 
 ME = "me"
-PLAIN = (None, "as stored")
+PLAIN = ("middle", "as stored")
 RESTING = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects", "case-discs")
 CPU = SimpleNamespace(has_gpu=False, describe=lambda: "a tower")
 
@@ -271,54 +271,63 @@ def test_copies_that_a_warning_names_go_with_one_click(handlers, visitors, cache
 
 
 def test_slice_and_window_reach_references_and_queries_alike_and_stand_by_the_answer(handlers, visitors, cache):
-    page = shown(handlers.add_references(volumes(cache, 1, 2, 3, 4), 1, "lung", ME))
+    page = shown(handlers.add_references(volumes(cache, 1, 2, 3, 4), "1", "lung", ME))
     assert page["window"]["interactive"] is False
     assert page["window"]["value"] == "lung"
-    handlers.add_references(volumes(cache, 5), 1, "bone", ME)  # the set keeps one window
+    handlers.add_references(volumes(cache, 5), "1", "bone", ME)  # the set keeps one window
     assert {visitors.get(ME).windows[scan] for scan in visitors.get(ME).references} == {"lung"}
     shown(handlers.adapt("chest CT", "fast", ME))
     assert visitors.get(ME).session.window == "lung"
-    page = shown(handlers.add_queries(volumes(cache, 1), 1, "bone", ME))
+    page = shown(handlers.add_queries(volumes(cache, 1), "1", "bone", ME))
     assert "Read with the window lung" in page["query_note"]
     assert "slice 1 is shown" in page["verdict"]
     assert "lung: centre -600, width 1500 HU" in page["verdict"]
     assert visitors.get(ME).queries[0].digest == visitors.get(ME).references[0].digest
-    shown(handlers.add_queries(volumes(cache, 1), 3, "lung", ME))
+    shown(handlers.add_queries(volumes(cache, 1), "3", "lung", ME))
     assert visitors.get(ME).queries[1].digest != visitors.get(ME).queries[0].digest
 
 
+@pytest.mark.parametrize("text", ["-1", "second", "1.5", "²"])
+def test_a_slice_that_is_no_number_is_refused_and_the_files_are_deleted(handlers, visitors, cache, text):
+    page = shown(handlers.add_references(volumes(cache, 1), text, "lung", ME))
+    assert "whole number from 0" in page["reference_note"]
+    assert "whole number from 0" in shown(handlers.add_queries(volumes(cache, 1), text, "lung", ME))["query_note"]
+    assert visitors.get(ME).references == []
+    assert not list(cache.rglob("*Mustermann*"))
+
+
 def test_after_adapting_with_another_window_older_queries_are_not_compared(handlers, visitors, cache):
-    handlers.add_references(volumes(cache, 1, 2, 3, 4), None, "lung", ME)
+    handlers.add_references(volumes(cache, 1, 2, 3, 4), "", "lung", ME)
     shown(handlers.adapt("chest CT", "fast", ME))
-    shown(handlers.add_queries(volumes(cache, 9), None, "lung", ME))
+    shown(handlers.add_queries(volumes(cache, 9), "", "lung", ME))
     assert len(visitors.get(ME).findings) == 1
     assert shown(handlers.clear_references(ME))["window"]["interactive"] is True
-    handlers.add_references(volumes(cache, 1, 2, 3, 4), None, "soft tissue", ME)
+    handlers.add_references(volumes(cache, 1, 2, 3, 4), "", "soft tissue", ME)
     page = shown(handlers.adapt("chest CT", "fast", ME))
     assert visitors.get(ME).findings == []
     assert page["answers"]["visible"] is False
     assert "Not compared: scan 1" in page["waiting"]
-    page = shown(handlers.add_queries(volumes(cache, 9), None, "lung", ME))
+    page = shown(handlers.add_queries(volumes(cache, 9), "", "lung", ME))
     assert [finding.label for finding in visitors.get(ME).findings] == ["scan 2"]
     assert "soft tissue" in page["verdict"]
 
 
 def test_a_file_that_is_no_volume_has_no_window(handlers, visitors, cache):
-    page = shown(handlers.add_references(pictures(cache, 1, 2), 3, "bone", ME))
+    page = shown(handlers.add_references(pictures(cache, 1, 2), "3", "bone", ME))
     assert visitors.get(ME).window is None
     assert page["window"]["interactive"] is True
 
 
 def test_an_adapter_answers_the_same_for_another_visitor_and_keeps_its_window(handlers, visitors, cache, tmp_path):
-    handlers.add_references(volumes(cache, 1, 2, 3, 4), None, "lung", ME)
+    handlers.add_references(volumes(cache, 1, 2, 3, 4), "", "lung", ME)
     path = shown(handlers.adapt("chest CT", "fast", ME))["download"]["value"]
-    mine = shown(handlers.add_queries(volumes(cache, 9), None, "lung", ME))["cards"]
+    mine = shown(handlers.add_queries(volumes(cache, 9), "", "lung", ME))["cards"]
     copy = tmp_path / "mine.safetensors"
     copy.write_bytes(Path(path).read_bytes())
     page = shown(handlers.load_adapter(str(copy), "other"))
     assert "learned from 4 reference scans" in page["status"]
     assert "window lung" in page["status"]
-    assert shown(handlers.add_queries(volumes(cache, 9), None, "bone", "other"))["cards"] == mine
+    assert shown(handlers.add_queries(volumes(cache, 9), "", "bone", "other"))["cards"] == mine
     assert visitors.get("other").references == []
 
 

@@ -18,7 +18,7 @@ from fmclip.page import answers, html, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
-from fmclip.page.uploads import Reading, Upload, delete, new_file, take_scans
+from fmclip.page.uploads import Reading, Upload, delete, deleted_if_refused, new_file, take_scans
 from fmclip.page.visitors import Visitor, Visitors
 from fmclip.session import Adapted, Preview, Progress
 
@@ -120,20 +120,16 @@ class Handlers:
 
     @guarded("reference_note")
     def add_references(
-        self, paths: Sequence[str] | None, slice_index: int | None, window: str | None, token: str
+        self, paths: Sequence[str] | None, slice_text: str | None, window: str | None, token: str
     ) -> Updates:
         """Read uploaded normal scans; they join those that were uploaded before."""
-        try:
+        with deleted_if_refused(paths):
             visitor = self._idle(token)
-        except FmclipError:
-            for path in paths or []:
-                delete(path)
-            raise
+            reading = Reading.parse(slice_text, references.window_for_references(visitor, window))
         replaced = visitor.has_example
         if replaced:
             visitor.drop_references()
             visitor.drop_queries()
-        reading = Reading(slice_index, references.window_for_references(visitor, window))
         upload = take_scans(paths or [], visitor.next_reference, MAX_REFERENCES - len(visitor.references), reading)
         visitor.next_reference += upload.taken
         visitor.windows.update(upload.windows)
@@ -240,13 +236,14 @@ class Handlers:
 
     @guarded("query_note")
     def add_queries(
-        self, paths: Sequence[str] | None, slice_index: int | None, window: str | None, token: str
+        self, paths: Sequence[str] | None, slice_text: str | None, window: str | None, token: str
     ) -> Iterator[Updates]:
         """Read uploaded query scans and map them, if there is an adapter."""
-        visitor = self._visitors.get(token)
+        with deleted_if_refused(paths):
+            visitor = self._visitors.get(token)
+            reading = Reading.parse(slice_text, references.window_for_queries(visitor, window))
         if visitor.truths:
             visitor.drop_queries()
-        reading = Reading(slice_index, references.window_for_queries(visitor, window))
         upload = take_scans(paths or [], visitor.next_query, MAX_QUERIES - len(visitor.queries), reading)
         visitor.next_query += upload.taken
         visitor.windows.update(upload.windows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 from gradio.utils import get_upload_folder
 
-from fmclip.errors import ScanError
+from fmclip.errors import FmclipError, ScanError
 from fmclip.scans import CT_WINDOWS, Scan, read_scan
 from fmclip.scans.sniff import HEAD_BYTES, sniff
 
 MAX_SIDE = 1024
 """Longer sides are shrunk on the page, so that many visitors fit into memory; towers look at a few hundred pixels."""
+MIDDLE = "middle"
 AS_STORED = "as stored"
 WINDOWS = (AS_STORED, *CT_WINDOWS)
 """Windows to choose from; the first is the file's own, or a robust range where it has none."""
@@ -34,6 +35,20 @@ class Reading:
 
     slice_index: int | None = None
     window: str = AS_STORED
+
+    @classmethod
+    def parse(cls, slice_text: str | None, window: str) -> Reading:
+        """Read what a person typed for the slice: a number from 0, "middle" or nothing.
+
+        Raises:
+            FmclipError: It is something else.
+        """
+        text = (slice_text or "").strip().lower()
+        if text in ("", MIDDLE):
+            return cls(None, window)
+        if not (text.isascii() and text.isdigit() and len(text) <= 6):
+            raise FmclipError("The slice must be a whole number from 0, or the word middle. No file was read.")
+        return cls(int(text), window)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,17 @@ def delete(path: str | Path | None) -> None:
         if file.parent != cache:
             with contextlib.suppress(OSError):  # not empty: another visitor uploaded the same content
                 file.parent.rmdir()
+
+
+@contextlib.contextmanager
+def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
+    """Delete uploaded files that are refused before anyone has read them."""
+    try:
+        yield
+    except FmclipError:
+        for path in paths or []:
+            delete(path)
+        raise
 
 
 def new_file(suffix: str) -> Path:
