@@ -18,10 +18,13 @@ with contextlib.suppress(ImportError):
 import gradio as gr
 
 from fmclip.page import html, style
+from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
-from fmclip.page.handlers import NO_QUERIES, Handlers
+from fmclip.page.handlers import PRESETS, Handlers
+from fmclip.page.references import WINDOW_INFO
 from fmclip.page.tower import TowerLoader
+from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
 from fmclip.page.visitors import Visitors
 from fmclip.page.wiring import connect, token_of
 
@@ -34,13 +37,21 @@ element.addEventListener('click', (event) => {
   if (card) trigger('click', {index: Number(card.dataset.index)});
 });
 """
+PICK_CLICK = """
+element.addEventListener('click', (event) => {
+  const pick = event.target.closest('.fm-pick');
+  if (!pick) return;
+  const pressed = pick.getAttribute('aria-pressed') !== 'true';
+  pick.setAttribute('aria-pressed', pressed);
+  trigger('click', {index: Number(pick.dataset.index), pressed});
+});
+"""
 
 
 def build_page(loader: TowerLoader) -> gr.Blocks:
     """Lay out the page and wire it."""
     cases = list_cases(EXAMPLES)
-    handlers = Handlers(Visitors(session_maker(loader.name, loader.device)), cases, loader.describe)
-    case_buttons: dict[str, gr.Button] = {}
+    handlers = Handlers(Visitors(session_maker(loader.name, loader.device)), cases, loader)
     parts: dict[str, Any] = {}
 
     with gr.Blocks(title="fmclip", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -51,7 +62,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 gr.HTML(html.step_title(1, "Reference scans", "4 to 32 normal scans of one type and view."))
                 with gr.Row(elem_classes="fm-cases"):
                     for case in cases:
-                        case_buttons[case.name] = gr.Button(
+                        parts[f"case-{case.name}"] = gr.Button(
                             case.title, icon=case.thumbnail, elem_classes="fm-case", elem_id=f"case-{case.name}"
                         )
                 parts["reference_files"] = gr.File(
@@ -61,9 +72,29 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     elem_id="reference-files",
                     elem_classes="fm-file",
                 )
-                parts["references"] = gr.HTML(elem_id="references")
+                with gr.Accordion("DICOM and NIfTI: slice and window", open=False, elem_classes="fm-reading"), gr.Row():
+                    slice_text = gr.Textbox(
+                        MIDDLE, label="Slice", info="Number from 0, or middle", min_width=130, elem_id="slice"
+                    )
+                    window = parts["window"] = gr.Dropdown(
+                        list(WINDOWS),
+                        value=AS_STORED,
+                        label="Window",
+                        info=WINDOW_INFO,
+                        min_width=150,
+                        elem_id="window",
+                    )
+                parts["references"] = references = gr.HTML(elem_id="references", js_on_load=PICK_CLICK)
                 parts["reference_note"] = gr.HTML(elem_id="reference-note")
-                clear_references = gr.Button("Remove reference scans", size="sm", elem_classes="fm-quiet")
+                with gr.Row(elem_classes="fm-links"):
+                    for name in ("remove_suspects", "remove_marked", "clear_references"):
+                        parts[name] = gr.Button(
+                            "Remove all",
+                            size="sm",
+                            visible=False,
+                            elem_classes="fm-quiet",
+                            elem_id=name.replace("_", "-"),
+                        )
             with gr.Column(elem_classes="fm-panel", min_width=340):
                 gr.HTML(html.step_title(2, "Adapt", "Learns prompts and adapters from anomalies made on your scans."))
                 with gr.Row():
@@ -76,8 +107,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         min_width=200,
                         elem_id="scan-type",
                     )
-                    preset = gr.Radio(
-                        [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")],
+                    preset = parts["preset"] = gr.Radio(
+                        PRESETS,
                         value="fast",
                         label="Training",
                         info="Times for a CPU with 2 cores",
@@ -94,7 +125,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     parts["download"] = gr.DownloadButton(
                         "Download adapter", size="sm", interactive=False, min_width=130, elem_id="download"
                     )
-                    adapter_file = gr.UploadButton(
+                    adapter_file = parts["load"] = gr.UploadButton(
                         "Load adapter", size="sm", file_types=[".safetensors"], min_width=130, elem_id="load"
                     )
         with gr.Column(elem_classes="fm-panel"):
@@ -135,14 +166,18 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
 
         on = partial(connect, parts)
-        for name, button in case_buttons.items():
-            on(button.click, partial(handlers.load_case, name))
-        on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"]])
-        on(clear_references.click, handlers.clear_references)
+        reading = [slice_text, window]
+        for case in cases:
+            on(parts[f"case-{case.name}"].click, partial(handlers.load_case, case.name))
+        on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
+        on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")
+        on(parts["remove_suspects"].click, handlers.remove_suspects)
+        on(parts["remove_marked"].click, handlers.remove_marked)
+        on(parts["clear_references"].click, handlers.clear_references)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
-        on(parts["query_files"].upload, handlers.add_queries, [parts["query_files"]], concurrency_limit=4)
+        on(parts["query_files"].upload, handlers.add_queries, [parts["query_files"], *reading], concurrency_limit=4)
         on(clear_queries.click, handlers.clear_queries)
         for slider in (opacity, threshold):
             on(slider.input, handlers.redraw, [opacity, threshold], concurrency_limit=8, trigger_mode="always_last")

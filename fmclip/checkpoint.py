@@ -24,9 +24,9 @@ from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors.base import Detector, DetectorConfig
 from fmclip.errors import CheckpointError, FmclipError, NotFittedError
-from fmclip.memory import default_views
 from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
+from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
 FORMAT_VERSION = 1
@@ -229,7 +229,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, reference
     patches = shapes.get("memory.owner", ())
     rows, columns = min(tower.grids[view.level] for view in views)
     fits = len(patches) == 1 and references <= patches[0] <= references * rows * columns
-    fits = fits and shapes.get("memory.scale") == (len(views),)
+    fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)
     for index, view in enumerate(views):
         width = tower.widths[view.level]
         fits = fits and shapes.get(f"memory.bank.{index}") == (*patches, width)

@@ -6,21 +6,23 @@ Both take and give plain values with CPU tensors, so that a host that forks a pr
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
-import time
+import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fmclip.errors import FmclipError, NotFittedError, Stopped
+from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
+from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
+    from fmclip.towers import Tower
 
 GRACE_SECONDS = 0.5
 """How long a stopped fit may take to end by itself; after that it is left to end on its own, and its result dropped."""
@@ -28,8 +30,6 @@ BATCH = 8
 """Scans that are answered at a time: bounds the memory, and how long a Stop has to wait."""
 KEPT_DETECTORS = 4
 """Detectors kept built on the device; each holds its own merged weights, an `Adapter` only what was learned."""
-
-_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,27 +41,40 @@ class Adapter:
         config: Its config.
         state: What its `state` returned.
         reference_scores: Leave-one-out score of each reference scan.
+        window: Name of the window that the references were read with; None where there is none, or it is not known.
+        key: Its own name, the same in every process.
     """
 
     method: str
     config: DetectorConfig
     state: dict[str, Tensor]
     reference_scores: tuple[float, ...]
+    window: str | None = None
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def of(cls, detector: Detector) -> Adapter:
+    def of(cls, detector: Detector, window: str | None = None) -> Adapter:
         """Copy what a fitted detector has learned, so that it may go on learning."""
         if detector.reference_scores_ is None:
             raise NotFittedError("Adapt to normal reference scans, or load an adapter, first.")
         state = {name: tensor.detach().cpu().clone() for name, tensor in detector.state().items()}
-        return cls(detector.name, detector.config, state, tuple(detector.reference_scores_))
+        return cls(detector.name, detector.config, state, tuple(detector.reference_scores_), window)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Numbers instead of tensors: those would travel as handles of memory that ends with the process it is in."""
+        return self.__dict__ | {"state": {name: tensor.numpy() for name, tensor in self.state.items()}}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        import torch
+
+        state = {name: torch.from_numpy(array) for name, array in values["state"].items()}
+        self.__dict__.update(values | {"state": state})
 
     def build(self, tower_name: str, device: str) -> Detector:
         """Make the detector again, around the shared tower."""
         from fmclip.detectors import DETECTORS
-        from fmclip.towers import get_tower
 
-        detector = DETECTORS[self.method](get_tower(tower_name, device=device), self.config)
+        detector = DETECTORS[self.method](load_tower(tower_name, device), self.config)
         detector.reference_scores_ = self.reference_scores  # first: `load_state` reads k from it
         detector.load_state(self.state)
         return detector
@@ -86,11 +99,12 @@ class Job:
         tower: Name of the tower.
         device: "cpu", "cuda", ...
         method: Name of the detector.
-        preset: "fast" or "full".
+        preset: "fast", "full" or "paper".
         scan_type: What the scans show.
         seed: Start of all random draws.
         normals: k normal scans.
         queries: Scans to be mapped at every good state; may grow while the fit goes on.
+        window: Name of the window that the normals were read with, for the adapter to remember.
     """
 
     tower: str
@@ -101,44 +115,7 @@ class Job:
     seed: int
     normals: Sequence[Scan]
     queries: Sequence[Scan] = ()
-
-
-class StopSignal:
-    """Set by the visitor, read by the fit. In another process it stays unset: there the stream is closed instead."""
-
-    def __init__(self) -> None:
-        self._at: float | None = None
-
-    def set(self) -> None:
-        """Ask the fit to end."""
-        self._at = self._at or time.monotonic()
-
-    def is_set(self) -> bool:
-        """Whether the fit should end."""
-        return self._at is not None
-
-    def is_overdue(self) -> bool:
-        """Whether the fit should have ended `GRACE_SECONDS` ago."""
-        return self._at is not None and time.monotonic() - self._at > GRACE_SECONDS
-
-
-class _Ended:
-    """Whether a fit should end: the visitor pressed Stop, or nobody listens any more."""
-
-    def __init__(self, stop: StopSignal) -> None:
-        self._stop = stop
-        self._left = False
-
-    def set(self) -> None:
-        self._left = True
-
-    def is_set(self) -> bool:
-        return self._left or self._stop.is_set()
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Somebody else's fit is running on the device; this one has to wait."""
+    window: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,50 +125,47 @@ class Learned:
     Attributes:
         stage: Whose answer it is ("patch memory", "stage 2", "stage 3").
         adapter: The state.
-        queries: The scans that were mapped.
-        predictions: What the state makes of them.
     """
 
     stage: str
     adapter: Adapter
-    queries: tuple[Scan, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Some queries were mapped with the last good state; none if there are no queries.
+
+    Attributes:
+        stage: Whose answer it is.
+        digests: Of the scans that were mapped; a scan is another object in another process.
+        predictions: What the state makes of them.
+    """
+
+    stage: str
+    digests: tuple[str, ...]
     predictions: tuple[Prediction, ...]
 
 
-LearnEvent: TypeAlias = "Waiting | Learned | Event"
+LearnEvent: TypeAlias = "Waiting | Learned | Mapped | Event"
 
-_turns: dict[str, threading.Lock] = {}
-_detectors: OrderedDict[Adapter, Detector] = OrderedDict()
-_building = threading.Lock()
+_detectors: OrderedDict[str, Detector] = OrderedDict()
+_keeping = threading.Lock()
 
 
 def learn(job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
-    """Fit a detector in a thread of its own and tell what happens; fits on one device take turns.
+    """Fit a detector in a thread of its own and tell what happens; fits on one device take turns step by step.
 
     Args:
         job: What to learn from.
         stop: Ends the fit at its next event; the last `Learned` is then the result.
 
     Yields:
-        The detector's events, `Ready` as `Learned`; the last `Learned` is the result.
+        The detector's events, `Ready` as `Learned` and `Mapped`; the last `Learned` is the result.
 
     Raises:
         FmclipError: The fit failed for a reason that the person can understand.
     """
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    ended = _Ended(stop)
-    threading.Thread(target=_work, args=(job, ended, events), name="fit", daemon=True).start()
-    try:
-        while not stop.is_overdue():
-            with contextlib.suppress(queue.Empty):
-                event = events.get(timeout=_POLL_SECONDS)
-                if event is None:
-                    return
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-    finally:
-        ended.set()  # also when the caller closes the stream: nobody is listening any more
+    yield from stream(partial(_work, job), stop, GRACE_SECONDS)
 
 
 def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> list[Prediction]:
@@ -214,84 +188,88 @@ def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> 
 
 def forget(adapter: Adapter) -> None:
     """Free what `answer` keeps on the device for an adapter."""
-    with _building:
-        _detectors.pop(adapter, None)
+    with _keeping:
+        _detectors.pop(adapter.key, None)
+
+
+def load_tower(name: str, device: str) -> Tower:
+    """Load the shared tower, or give the one that was loaded.
+
+    Raises:
+        TowerError: It cannot be loaded, whatever the reason.
+    """
+    from fmclip.towers import get_tower
+
+    try:
+        return get_tower(name, device=device)
+    except FmclipError:
+        raise
+    except Exception as error:  # libraries raise anything, and the text may hold a path or an address
+        raise TowerError(
+            f"The tower '{name.rsplit('/', 1)[-1]}' could not be loaded ({type(error).__name__}). Check its name, the "
+            "network, the space on the disk and the memory, then try again."
+        ) from error
 
 
 def _built(adapter: Adapter, tower: str, device: str) -> Detector:
-    with _building:
-        if adapter not in _detectors:
-            _detectors[adapter] = adapter.build(tower, device)
-        _detectors.move_to_end(adapter)
+    with _keeping:
+        detector = _detectors.get(adapter.key)
+    detector = detector or adapter.build(tower, device)  # takes long: nobody else should wait for it
+    with _keeping:
+        _detectors[adapter.key] = detector
+        _detectors.move_to_end(adapter.key)
         while len(_detectors) > KEPT_DETECTORS:
             _detectors.popitem(last=False)
-        return _detectors[adapter]
+    return detector
 
 
-def _work(job: Job, ended: _Ended, events: queue.SimpleQueue[Any]) -> None:
-    """Body of the thread: everything goes into the queue, an exception too; None is the end."""
-    try:
-        with _readable_errors(), _turn(job.device, ended, events):
-            _fit(job, ended, events)
-        events.put(None)
-    except Stopped:
-        events.put(None)
-    except Exception as error:  # raised again by `learn`, in the thread that listens
-        events.put(error)
+_turns: dict[str, Turns] = {}
 
 
-def _fit(job: Job, ended: _Ended, events: queue.SimpleQueue[Any]) -> None:
+def _work(job: Job, put: Put, ended: Ended) -> None:
+    """Body of the thread."""
+    turns = _turns.setdefault(job.device, Turns())
+    with _readable_errors(), turns.taken(put, ended) as hand_over:
+        _fit(job, put, ended, hand_over)
+
+
+def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
     from fmclip.detectors import DETECTORS, Ready
-    from fmclip.towers import get_tower
 
     kind = DETECTORS[job.method]
     config_class: Any = kind.config_class
     config = config_class.preset(job.preset, scan_type=job.scan_type, seed=job.seed)
-    detector = kind(get_tower(job.tower, device=job.device), config)
-    last: Learned | None = None
+    detector = kind(load_tower(job.tower, job.device), config)
+    last: Adapter | None = None
+
+    def settle(ready: Ready) -> None:
+        """Give the state away first, so that no Stop can lose it; then map the queries, a few at a time."""
+        nonlocal last
+        last = Adapter.of(ready.detector, job.window)
+        put(Learned(ready.stage, last))
+        queries = tuple(job.queries)
+        if not queries:
+            put(Mapped(ready.stage, (), ()))
+        for start in range(0, len(queries), BATCH):
+            if ended.is_set():
+                return
+            chunk = queries[start : start + BATCH]
+            predictions = tuple(ready.detector.predict(chunk))
+            put(Mapped(ready.stage, tuple(scan.digest for scan in chunk), predictions))
+            hand_over()
 
     def listen(event: Event) -> None:
-        nonlocal last
         if isinstance(event, Ready):
-            last = _learned(event, job, ended)
-            events.put(last)
+            settle(event)
         else:
-            events.put(event)
+            put(event)
         if ended.is_set():
             raise Stopped
+        hand_over()
 
     detector.fit(list(job.normals), on_event=listen)
-    if ended.is_set():
-        return
-    final = Adapter.of(detector)
-    if last is None or not final.same_as(last.adapter):
-        events.put(_learned(Ready("final", detector), job, ended))
-
-
-def _learned(ready: Ready, job: Job, ended: _Ended) -> Learned:
-    """Copy a good state and map the queries with it; a Stop ends the mapping, the state is kept."""
-    queries = tuple(job.queries)
-    predictions: list[Prediction] = []
-    for start in range(0, len(queries), BATCH):
-        if ended.is_set():
-            break
-        predictions += ready.detector.predict(queries[start : start + BATCH])
-    return Learned(ready.stage, Adapter.of(ready.detector), queries[: len(predictions)], tuple(predictions))
-
-
-@contextlib.contextmanager
-def _turn(device: str, ended: _Ended, events: queue.SimpleQueue[Any]) -> Iterator[None]:
-    """Wait until no other fit runs on the device."""
-    turn = _turns.setdefault(device, threading.Lock())
-    if not turn.acquire(blocking=False):
-        events.put(Waiting())
-        while not turn.acquire(timeout=_POLL_SECONDS):
-            if ended.is_set():
-                raise Stopped
-    try:
-        yield
-    finally:
-        turn.release()
+    if not ended.is_set() and not Adapter.of(detector).same_as(last):
+        settle(Ready("final", detector))
 
 
 @contextlib.contextmanager

@@ -6,26 +6,35 @@ query(scans)   -> Findings, as soon as the first good state is there
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from fmclip.errors import FmclipError, NotFittedError
-from fmclip.learning import Adapter, Job, Learned, LearnEvent, StopSignal, Waiting, answer, forget, learn
+from fmclip.learning import (
+    Adapter,
+    Job,
+    Learned,
+    LearnEvent,
+    Mapped,
+    StopSignal,
+    Waiting,
+    answer,
+    forget,
+    learn,
+    load_tower,
+)
+from fmclip.progress import Progress, Tracker
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
     from fmclip.detectors import Detector, Prediction, SyntheticExamples
-
-PROGRESS_SECONDS = 0.25
-"""Steps are told at most this often."""
 
 LearnCall: TypeAlias = Callable[[Job, StopSignal], Iterator[LearnEvent]]
 AnswerCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[Scan]], list[Prediction]]"
@@ -60,36 +69,13 @@ class Finding:
     reference_scores: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far adapting is.
-
-    Attributes:
-        stage: What happens, in words.
-        step: Steps done in this stage.
-        steps: Steps of this stage; 0 if it is done in one go.
-        loss_curve: (stage, loss) of every training step so far.
-        elapsed: Seconds since adapting began.
-        eta_seconds: Seconds until the end of this stage; None while that is unknown.
-        message: One line for the person at the screen.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    loss_curve: tuple[tuple[str, float], ...]
-    elapsed: float
-    eta_seconds: float | None
-    message: str
-
-
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """A good state was reached: queries are answered from here on, each time better.
+    """Queries as the newest good state sees them, a few at a time; each state sees better than the one before.
 
     Attributes:
         stage: Whose answer it is ("patch memory", "stage 2", "stage 3").
-        findings: The queries as this state sees them; fewer than there are if some came in meanwhile.
+        findings: Of the queries that were mapped just now; none if there are none.
     """
 
     stage: str
@@ -105,12 +91,14 @@ class Adapted:
         warnings: What is odd about the reference scans.
         seconds: How long it took.
         stopped: Whether the person ended it.
+        stage: The stage whose state is kept; "" if none was reached, and the former adapter still answers.
     """
 
     calibration: Calibration | None
     warnings: tuple[ReferenceWarning, ...]
     seconds: float
     stopped: bool
+    stage: str
 
 
 SessionEvent: TypeAlias = "Progress | SyntheticExamples | Preview | Adapted"
@@ -164,8 +152,18 @@ class Session:
 
     @property
     def is_adapting(self) -> bool:
-        """Whether `adapt` is running."""
+        """Whether `adapt` or `load` is running."""
         return self._running.locked()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether Stop was pressed and `adapt` is about to end."""
+        return self.is_adapting and self._stop is not None and self._stop.is_set()
+
+    @property
+    def window(self) -> str | None:
+        """Name of the window that the adapter's references were read with; None if there is none or it is not known."""
+        return self._state[0].window if self._state else None
 
     @property
     def calibration(self) -> Calibration | None:
@@ -187,16 +185,18 @@ class Session:
         seed: int = 0,
         method: str = "fusionmedclip",
         preview_queries: Sequence[Scan] = (),
-    ) -> Iterator[SessionEvent]:
+        window: str | None = None,
+    ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
         Args:
             normals: The reference scans.
             scan_type: What they show ("brain MRI").
-            preset: "fast" or "full".
+            preset: "fast", "full" or "paper".
             seed: Start of all random draws; the same scans and seed give the same adapter.
             method: Name of the detector.
             preview_queries: Mapped at each good state; scans that are added to the sequence later are mapped too.
+            window: Name of the window that the normals were read with; the adapter remembers it.
 
         Yields:
             `Progress`, `SyntheticExamples` and `Preview`; `Adapted` at the end.
@@ -209,22 +209,24 @@ class Session:
 
         require_references(normals)
         if not self._running.acquire(blocking=False):
-            raise FmclipError("This session is adapting already: wait, or press Stop first.")
-        stop = self._stop = StopSignal()
-        started = time.monotonic()
+            raise FmclipError("This session is adapting or loading already: wait, or press Stop first.")
         try:
-            job = Job(self.tower, self.device, method, preset, scan_type, seed, tuple(normals), preview_queries)
-            learned_any = False
-            for event in self._follow(self._learn(job, stop), started):
-                learned_any = learned_any or isinstance(event, Preview)
-                yield event
-            scores = self.calibration.reference_scores if self.calibration and learned_any else None
-            warnings = tuple(check_references(normals, scores))
-            if learned_any:
-                self.warnings = warnings
-            yield Adapted(self.calibration, warnings, time.monotonic() - started, stop.is_set())
+            stop = self._stop = StopSignal()
+            try:
+                tracker = Tracker(time.monotonic())
+                job = Job(
+                    self.tower, self.device, method, preset, scan_type, seed, tuple(normals), preview_queries, window
+                )
+                yield from self._follow(self._learn(job, stop), preview_queries, tracker)
+                scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
+                warnings = tuple(check_references(normals, scores))
+                if tracker.learned:
+                    self.warnings = warnings
+                seconds = time.monotonic() - tracker.started
+                yield Adapted(self.calibration, warnings, seconds, stop.is_set(), tracker.learned)
+            finally:
+                stop.set()
         finally:
-            stop.set()
             self._running.release()
 
     def stop(self) -> None:
@@ -257,7 +259,7 @@ class Session:
         from fmclip.checkpoint import save_adapter
 
         adapter, calibration = self._require_state()
-        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration)
+        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window)
 
     def load(self, path: Path | str) -> None:
         """Take an adapter from a file; if it is refused, the one in use stays.
@@ -266,35 +268,41 @@ class Session:
             CheckpointError: The file is damaged or was made for another tower.
             FmclipError: The session is adapting.
         """
-        from fmclip.checkpoint import load_adapter
-        from fmclip.towers import get_tower
+        from fmclip.checkpoint import load_adapter, read_window
 
-        if self.is_adapting:
+        if not self._running.acquire(blocking=False):
             raise FmclipError("This session is adapting: wait, or press Stop before you load an adapter.")
-        tower = get_tower(self.tower, device=self.device)
-        detector, calibration = load_adapter(Path(path), device=self.device, tower=tower)
-        self._replace(Adapter.of(detector), calibration)
-        self.warnings = ()
+        try:
+            tower = load_tower(self.tower, self.device)
+            detector, calibration = load_adapter(Path(path), device=self.device, tower=tower)
+            self._replace(Adapter.of(detector, read_window(Path(path))), calibration)
+            self.warnings = ()
+        finally:
+            self._running.release()
 
     def close(self) -> None:
         """Stop, and let go of everything."""
         self.stop()
         self._replace(None, None)
 
-    def _follow(self, events: Iterator[LearnEvent], started: float) -> Iterator[SessionEvent]:
+    def _follow(
+        self, events: Iterator[LearnEvent], queries: Sequence[Scan], tracker: Tracker
+    ) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
         from fmclip.calibration import Calibration
         from fmclip.detectors import StageStarted, Step, SyntheticExamples
 
-        tracker = _Tracker(started)
         for event in events:
             if isinstance(event, Learned):
                 calibration = Calibration.from_scores(event.adapter.reference_scores)
                 self._replace(event.adapter, calibration)
-                pairs = zip(event.queries, event.predictions, strict=True)
-                yield Preview(event.stage, tuple(_finding(*pair, calibration) for pair in pairs))
+                tracker.learned = event.stage
+            elif isinstance(event, Mapped):
+                found = dict(zip(event.digests, event.predictions, strict=True))
+                mapped = [scan for scan in queries if scan.digest in found]
+                yield Preview(event.stage, tuple(_finding(scan, found[scan.digest], calibration) for scan in mapped))
             elif isinstance(event, Waiting):
-                yield tracker.progress("waiting for another training on this machine to end")
+                yield tracker.progress("waiting for another training on this machine")
             elif isinstance(event, StageStarted):
                 yield tracker.begin(event.stage, event.steps)
             elif isinstance(event, Step):
@@ -327,49 +335,3 @@ def _finding(scan: Scan, prediction: Prediction, calibration: Calibration) -> Fi
         is_abnormal=calibration.is_abnormal(prediction.score),
         reference_scores=tuple(calibration.reference_scores),
     )
-
-
-@dataclass
-class _Tracker:
-    """Counts steps and time of one adaptation."""
-
-    started: float
-    stage: str = "preparing"
-    step: int = 0
-    steps: int = 0
-    losses: list[tuple[str, float]] = field(default_factory=list)
-    first_step: int = 0
-    first_done: float = 0.0
-    told: float = -math.inf
-
-    def begin(self, stage: str, steps: int) -> Progress:
-        """A stage starts."""
-        self.stage, self.step, self.steps = stage, 0, steps
-        return self.progress()
-
-    def count(self, step: int, steps: int, loss: float) -> bool:
-        """A step is done; tells whether it is time to say so."""
-        if self.step == 0:  # what came before the first step, such as caching features, is no measure for the rest
-            self.first_step, self.first_done = step, time.monotonic()
-        self.step, self.steps = step, steps
-        if math.isfinite(loss):  # a stage that trains nothing has no loss
-            self.losses.append((self.stage, loss))
-        return step == steps or time.monotonic() - self.told >= PROGRESS_SECONDS
-
-    def progress(self, message: str = "") -> Progress:
-        """Say how far it is."""
-        self.told = time.monotonic()
-        eta = None
-        if self.first_step < self.step:
-            eta = (self.told - self.first_done) / (self.step - self.first_step) * (self.steps - self.step)
-        done = f", step {self.step} of {self.steps}" if self.step else ""
-        left = f", about {math.ceil(eta)} s left" if eta else ""
-        return Progress(
-            self.stage,
-            self.step,
-            self.steps,
-            tuple(self.losses),
-            self.told - self.started,
-            eta,
-            message or f"{self.stage}{done}{left}",
-        )

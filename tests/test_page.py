@@ -1,5 +1,6 @@
 """What stands behind the page: visitors, uploads, example cases and charts, without a browser."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from fmclip.errors import FmclipError
 from fmclip.page import charts, html, uploads
 from fmclip.page.cases import list_cases
+from fmclip.page.tower import TowerLoader
 from fmclip.page.visitors import Visitors
 from fmclip.scans import Scan
 from fmclip.session import Finding, Progress, Session
@@ -42,17 +44,18 @@ def new_session() -> Session:
 
 def test_uploads_are_read_and_then_gone_and_no_message_names_a_file(cache):
     paths = [picture(cache, "mueller"), upload(cache, "x", "meier.png", b"just text")]
-    scans, errors = uploads.take_scans(paths, 3, 10)
-    assert [scan.label for scan in scans] == ["scan 3"]
-    assert str(errors[0]).startswith("scan 4")
-    assert "meier" not in str(errors[0])
+    taken = uploads.take_scans(paths, 3, 10)
+    assert [scan.label for scan in taken.scans] == ["scan 3"]
+    assert str(taken.errors[0]).startswith("scan 4")
+    assert "meier" not in str(taken.errors[0])
     assert not any(cache.rglob("*"))
 
 
 def test_too_many_files_are_refused_unread_and_deleted(cache):
-    scans, errors = uploads.take_scans([picture(cache, f"p{place}") for place in range(4)], 1, 3)
-    assert scans == []
-    assert "at most 3" in str(errors[0])
+    taken = uploads.take_scans([picture(cache, f"p{place}") for place in range(4)], 1, 3)
+    assert taken.scans == []
+    assert taken.taken == 0
+    assert "at most 3" in str(taken.errors[0])
     assert not any(cache.rglob("*"))
 
 
@@ -78,6 +81,49 @@ def test_every_visitor_gets_a_session_of_their_own():
     visitors = Visitors(new_session)
     assert visitors.get("a") is visitors.get("a")
     assert visitors.get("a").session is not visitors.get("b").session
+
+
+def test_a_session_that_is_slow_to_make_or_to_close_keeps_nobody_else_waiting():
+    making, closing, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Session):
+        def close(self):
+            closing.set()
+            assert go_on.wait(timeout=20)
+
+    def make() -> Session:
+        if len(visitors) == 1:
+            making.set()
+            assert go_on.wait(timeout=20)
+        return Slow("tiny", "cpu")
+
+    visitors = Visitors(make, capacity=2)
+    first = visitors.get("a")
+    newcomer = threading.Thread(target=visitors.get, args=("b",))
+    newcomer.start()
+    assert making.wait(timeout=20)
+    assert visitors.get("a") is first
+    go_on.set()
+    newcomer.join()
+    go_on.clear()
+    visitors.get("c")  # "b" has to go
+    assert closing.wait(timeout=20)
+    assert visitors.get("c") is visitors.get("c")
+    go_on.set()
+
+
+def test_a_tower_that_cannot_be_loaded_says_so_and_is_tried_again(monkeypatch):
+    def fail(name, device):
+        raise OSError("https://example.org/secret is not reachable")
+
+    loader = TowerLoader("tiny", "cpu")
+    with monkeypatch.context() as broken:
+        broken.setattr("fmclip.towers.get_tower", fail)
+        note = loader.describe()
+    assert "cannot be used" in note
+    assert "secret" not in note
+    assert "Running on the CPU" in loader.describe()
+    assert not loader.has_gpu
 
 
 def test_the_longest_idle_visitor_leaves_when_the_page_is_full():
@@ -151,7 +197,7 @@ def finding(score: float) -> Finding:
 
 
 def test_the_verdict_is_in_words_and_escaped():
-    text = html.verdict(finding(0.7), 0.5, None, 1, 3)
+    text = html.verdict(finding(0.7), 0.5, {}, 1, 3)
     assert "deviates from the references" in text
     assert "higher than all 4 reference scans" in text
     assert "<1>" not in text
@@ -159,11 +205,12 @@ def test_the_verdict_is_in_words_and_escaped():
 
 
 def test_a_threshold_set_by_hand_is_shown_beside_the_calibrated_answer():
-    text = html.verdict(finding(0.7), 0.8, "normal", 1, 3)
+    text = html.verdict(finding(0.7), 0.8, {"Known truth": "normal", "Window": ""}, 1, 3)
     assert "within the references" in text
     assert "set by hand" in text
     assert "deviates <small>at 0.50" in text
     assert "Known truth" in text
+    assert "Window" not in text
 
 
 def test_cards_come_worst_first():

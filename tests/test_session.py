@@ -8,7 +8,7 @@ import pytest
 
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
 from fmclip.detectors import fusionmedclip as fusion
-from fmclip.errors import CheckpointError, FmclipError, NotFittedError, ReferenceSetError
+from fmclip.errors import CheckpointError, FmclipError, NotFittedError, ReferenceSetError, TowerError
 from fmclip.scans import Scan
 from fmclip.session import Adapted, Preview, Progress, Session
 
@@ -137,6 +137,97 @@ def test_a_second_visitor_is_told_to_wait_while_queries_of_others_are_answered(g
     gated.opened.set()
     assert isinstance(list(waiting)[-1], Adapted)
     running.join()
+
+
+def test_a_second_visitor_is_answered_and_done_while_the_fit_of_the_first_goes_on(gated, monkeypatch):
+    class Endless(PatchMemory):
+        name = "endless"
+
+        def fit(self, normals, abnormals=None, *, on_event=None):
+            gated.reached.set()
+            while not gated.opened.is_set():
+                on_event(Step("endless", 1, 1, 0.5))
+            return super().fit(normals, on_event=on_event)
+
+    monkeypatch.setitem(DETECTORS, "endless", Endless)
+    first, second, queries = Session("tiny", "cpu"), Session("tiny", "cpu"), make_scans(9, 2)
+    running = threading.Thread(target=lambda: list(first.adapt(make_scans(1, 4), method="endless")))
+    running.start()
+    assert gated.reached.wait(timeout=20)
+    events = list(second.adapt(make_scans(2, 4), preset="fast", preview_queries=queries))
+    assert [event.stage for event in events if isinstance(event, Preview)] == ["patch memory", "stage 2"]
+    assert first.is_adapting
+    assert not first.is_adapted
+    gated.opened.set()
+    running.join()
+    assert first.is_adapted
+
+
+def test_stop_is_quick_and_keeps_the_state_while_many_queries_are_being_mapped(gated, monkeypatch):
+    class SlowToMap(PatchMemory):
+        name = "slow to map"
+
+        def predict(self, scans):
+            gated.reached.set()
+            gated.opened.wait(timeout=20)
+            return super().predict(scans)
+
+    monkeypatch.setitem(DETECTORS, "slow to map", SlowToMap)
+    session, queries = Session("tiny", "cpu"), make_scans(9, 40)
+    events, ends = session.adapt(make_scans(1, 4), method="slow to map", preview_queries=queries), []
+    running = threading.Thread(target=lambda: ends.append(list(events)[-1]))
+    running.start()
+    assert gated.reached.wait(timeout=20)
+    pressed = time.monotonic()
+    session.stop()
+    running.join()
+    assert time.monotonic() - pressed < 2
+    assert ends[0].stopped
+    assert ends[0].stage == "patch memory"
+    gated.opened.set()
+    assert len(session.query(queries[:2])) == 2
+
+
+def test_many_queries_are_previewed_a_few_at_a_time_and_all_of_them():
+    session, queries = Session("tiny", "cpu"), make_scans(9, 20)
+    events = session.adapt(make_scans(1, 4), method="patch_memory", preview_queries=queries)
+    found = [event.findings for event in events if isinstance(event, Preview)]
+    assert [len(part) for part in found] == [8, 8, 4]
+    assert [finding.scan for part in found for finding in part] == queries
+
+
+def test_an_adapter_is_not_loaded_in_the_middle_of_a_fit(gated, tmp_path):
+    adapted(make_scans(1, 4)).save(tmp_path / "adapter.safetensors")
+    session = Session("tiny", "cpu")
+    events = session.adapt(make_scans(1, 4), method="gated")
+    next(events)
+    with pytest.raises(FmclipError, match="press Stop before you load"):
+        session.load(tmp_path / "adapter.safetensors")
+    gated.opened.set()
+    list(events)
+    session.load(tmp_path / "adapter.safetensors")
+    assert session.is_adapted
+    assert not session.is_adapting
+
+
+def test_the_adapter_remembers_the_window_of_its_references_in_its_file_too(tmp_path):
+    session, other = adapted(make_scans(1, 4), window="lung"), Session("tiny", "cpu")
+    session.save(tmp_path / "adapter.safetensors")
+    other.load(tmp_path / "adapter.safetensors")
+    assert session.window == other.window == "lung"
+    adapted(make_scans(1, 4)).save(tmp_path / "adapter.safetensors")
+    other.load(tmp_path / "adapter.safetensors")
+    assert other.window is None
+
+
+def test_whatever_keeps_a_tower_from_loading_is_worded_without_its_text(monkeypatch):
+    def fail(name, device):
+        raise OSError("/home/someone/weights is not there")
+
+    monkeypatch.setattr("fmclip.towers.get_tower", fail)
+    with pytest.raises(TowerError, match="could not be loaded") as refused:
+        list(Session("tiny", "cpu").adapt(make_scans(1, 4)))
+    assert "someone" not in str(refused.value)
 
 
 @pytest.mark.parametrize("is_stuck", [False, True])

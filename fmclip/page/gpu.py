@@ -1,27 +1,151 @@
-"""Hosted GPU Spaces lend their GPU for single calls: these are the two calls that need it."""
+"""Hosts that lend a GPU for single calls (`spaces.GPU`): each call runs in a process forked for it.
+
+The page's own process then never touches CUDA: the tower, and adapters from files, are built on the CPU, and the forked
+process moves its own copy of the tower. Only plain values go over and come back; errors come back as values too,
+because the host would replace their text. A Stop reaches the other process through the file of `StopSignal`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from fmclip.learning import answer, learn
+import gradio as gr
+
+from fmclip.background import Ended, Put, StopSignal, stream
+from fmclip.errors import FmclipError
+from fmclip.learning import Adapter, Job, LearnEvent, answer, learn, load_tower
+from fmclip.scans import Scan
 from fmclip.session import Session
 
-LEARN_SECONDS = 180
-ANSWER_SECONDS = 30
+if TYPE_CHECKING:
+    from fmclip.detectors import Prediction
+
+GRACE_SECONDS = 1.2
+"""How long a stopped fit in another process may take to end; it gives itself less, and its last words travel."""
+START_SECONDS = 20.0
+"""Allowed for the fork, for moving the tower and for the memory of the references."""
+
+_SYNTHETIC_SECONDS, _STAGE2_SECONDS, _STAGE3_SECONDS, _SCAN_SECONDS = 0.05, 0.02, 0.25, 0.2  # each, for a large tower
+_NOT_LENT = (
+    "The host did not lend its GPU, took it back, or your share of it is used up. What was learned until then is kept: "
+    "try again in a few minutes."
+)
+log = logging.getLogger("fmclip.page")
 
 
-def on_gpu(function: Callable[..., Any], seconds: int) -> Callable[..., Any]:
-    """Decorate with `spaces.GPU` where that package is present; elsewhere the function stays as it is."""
-    try:
-        import spaces
-    except ImportError:
-        return function
-    return spaces.GPU(duration=seconds)(function)
+def lends_gpu() -> bool:
+    """Whether this host lends a GPU for single calls."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def session_maker(tower: str, device: str) -> Callable[[], Session]:
-    """Give a function that makes sessions for visitors."""
-    learn_call, answer_call = on_gpu(learn, LEARN_SECONDS), on_gpu(answer, ANSWER_SECONDS)
-    return lambda: Session(tower, device, learn_call=learn_call, answer_call=answer_call)
+    """Give a function that makes sessions for visitors.
+
+    Args:
+        tower: Name of the tower.
+        device: "auto", "cpu", "cuda", ...; on a host that lends its GPU, where the forked process computes.
+    """
+    if not lends_gpu():
+        return lambda: Session(tower, device)
+    import spaces
+
+    there = "cuda" if device == "auto" else device
+    learn_call = partial(_learn_here, spaces.GPU(duration=learn_seconds)(_learn_there), there)
+    answer_call = partial(_answer_here, spaces.GPU(duration=answer_seconds)(_answer_there), there)
+    return lambda: Session(tower, "cpu", learn_call=learn_call, answer_call=answer_call)
+
+
+def learn_seconds(there: str, job: Job, stop: StopSignal | None = None) -> int:
+    """Seconds of GPU time to ask for: they grow with references, queries and the stages of the preset."""
+    from fmclip.detectors import DETECTORS
+
+    config: Any = DETECTORS[job.method].config_class
+    plan = config.preset(job.preset).to_dict()
+    rounds = len(job.normals) / plan.get("batch_size", 1)  # steps of one epoch
+    seconds = (
+        START_SECONDS
+        + _SYNTHETIC_SECONDS * plan.get("pool_size", 0)
+        + _STAGE2_SECONDS * rounds * plan.get("stage2_epochs", 0)
+        + _STAGE3_SECONDS * rounds * plan.get("stage3_epochs", 0)
+        + _SCAN_SECONDS * 3 * len(job.queries)  # once for each good state
+    )
+    return math.ceil(seconds)
+
+
+def answer_seconds(there: str, adapter: Adapter, tower: str, scans: Sequence[Scan]) -> int:
+    """Seconds of GPU time to ask for."""
+    return math.ceil(START_SECONDS / 2 + _SCAN_SECONDS * len(scans))
+
+
+def _learn_here(lent: Callable[..., Any], there: str, job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
+    load_tower(job.tower, job.device)  # before the fork, so that the copy has it
+
+    def work(put: Put, ended: Ended) -> None:
+        with _lending(), contextlib.closing(lent(there, replace(job, queries=tuple(job.queries)), stop)) as events:
+            for event in events:
+                if isinstance(event, FmclipError):
+                    raise event
+                put(event)
+                if ended.is_set() and not stop.is_set():  # nobody listens; after a Stop the last words are waited for
+                    return
+
+    yield from stream(work, stop, GRACE_SECONDS)
+
+
+def _answer_here(
+    lent: Callable[..., Any], there: str, adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]
+) -> list[Prediction]:
+    load_tower(tower, device)
+    with _lending():
+        found: list[Prediction] | FmclipError = lent(there, adapter, tower, list(scans))
+    if isinstance(found, FmclipError):
+        raise found
+    return found
+
+
+def _learn_there(there: str, job: Job, stop: StopSignal) -> Iterator[LearnEvent | FmclipError]:
+    try:
+        _settle_in(job.tower, there)
+        yield from learn(job, stop)
+    except Exception as error:
+        yield _portable(error)
+
+
+def _answer_there(there: str, adapter: Adapter, tower: str, scans: Sequence[Scan]) -> list[Prediction] | FmclipError:
+    try:
+        _settle_in(tower, there)
+        return answer(adapter, tower, "cpu", scans)
+    except Exception as error:
+        return _portable(error)
+
+
+def _settle_in(tower: str, there: str) -> None:
+    """Move this process's copy of the tower; threads that computed before the fork are not here and never answer."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    load_tower(tower, "cpu").to(there)
+
+
+def _portable(error: Exception) -> FmclipError:
+    if isinstance(error, FmclipError):
+        return error
+    log.error("unexpected %s on the lent GPU", type(error).__name__)
+    return FmclipError(f"Something unexpected went wrong on the GPU ({type(error).__name__}). Try again.")
+
+
+@contextlib.contextmanager
+def _lending() -> Iterator[None]:
+    try:
+        yield
+    except gr.Error as error:  # the host's own: no GPU free, quota used up, time over
+        raise FmclipError(_NOT_LENT) from error

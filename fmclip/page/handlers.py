@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import gradio as gr
 
+from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import html
+from fmclip.page import answers, html, references
+from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
-from fmclip.page.pictures import slider_pair
-from fmclip.page.uploads import delete, new_file, take_scans
+from fmclip.page.uploads import Reading, Upload, delete, deleted_if_refused, new_file, take_scans
 from fmclip.page.visitors import Visitor, Visitors
-from fmclip.scans import Scan
-from fmclip.session import Adapted, Finding, Preview, Progress
+from fmclip.session import Adapted, Preview, Progress
 
-MAX_REFERENCES = 64
 MAX_QUERIES = 64
-NO_QUERIES = "Upload scans to be looked at, or load an example case."
-NOT_ADAPTED = "Adapt to reference scans first (step 2), or load an adapter: these scans are mapped once it answers."
+PRESETS = [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")]
+PAPER = "paper"
+GPU_PRESETS = [("Fast", "fast"), ("Full", "full"), ("As in the paper", PAPER)]
 
-Updates: TypeAlias = dict[str, Any]
 log = logging.getLogger("fmclip.page")
+
+
+class TowerInUse(Protocol):
+    """What the handlers ask of the tower."""
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a GPU to train on."""
+
+    def describe(self) -> str:
+        """Wait for the tower, and say in a sentence what it is."""
 
 
 def guarded(status: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -42,35 +54,18 @@ def guarded(status: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             try:
                 return handler(self, *args)
             except Exception as error:
-                return _failure(error, status, self.is_adapting(args[-1]))
+                return self.failure(error, status, args[-1])
 
         @functools.wraps(handler)
         def stream(self: Handlers, *args: Any) -> Iterator[Updates]:
             try:
                 yield from handler(self, *args)
             except Exception as error:
-                yield _failure(error, status, self.is_adapting(args[-1]))
+                yield self.failure(error, status, args[-1])
 
         return stream if inspect.isgeneratorfunction(handler) else call
 
     return decorate
-
-
-def _failure(error: Exception, status: str, busy: bool = False) -> Updates:
-    if isinstance(error, FmclipError):
-        message = str(error)
-    else:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        place = f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}" if trace else "unknown place"
-        log.error("unexpected %s in %s", type(error).__name__, place)
-        message = "Something unexpected went wrong. Your scans are still here: try again, or reload the page."
-    gr.Warning(message)
-    updates: Updates = {status: html.note(message, "error")}
-    if status == "status" and not busy:
-        updates |= {"adapt": gr.update(interactive=True), "stop": gr.update(interactive=False)}
-    return updates
 
 
 class Handlers:
@@ -79,63 +74,103 @@ class Handlers:
     Args:
         visitors: Who is on the page.
         cases: Example cases.
-        tower_note: Gives a sentence about the tower, once it is loaded.
+        tower: The tower, which may still be loading.
     """
 
-    def __init__(self, visitors: Visitors, cases: Sequence[Case], tower_note: Callable[[], str]) -> None:
+    def __init__(self, visitors: Visitors, cases: Sequence[Case], tower: TowerInUse) -> None:
         self._visitors = visitors
         self._cases = {case.name: case for case in cases}
-        self._tower_note = tower_note
+        self._tower = tower
 
-    def is_adapting(self, token: object) -> bool:
-        """Whether the visitor's fit is running."""
-        return self._visitors.is_adapting(str(token))
+    def failure(self, error: Exception, status: str, token: str) -> Updates:
+        """Say what went wrong; buttons come back unless a fit is running."""
+        if isinstance(error, FmclipError):
+            message = str(error)
+        else:
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            place = f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}" if trace else "unknown place"
+            log.error("unexpected %s in %s", type(error).__name__, place)
+            message = "Something unexpected went wrong. Your scans are still here: try again, or reload the page."
+        gr.Warning(message)
+        back = {} if self._visitors.is_adapting(str(token)) else self._buttons(busy=False)
+        return {status: html.note(message, "error"), **back}
 
     # step 1
 
     @guarded("reference_note")
     def load_case(self, name: str, token: str) -> Updates:
         """Load an example case: references and queries."""
-        case, visitor = self._cases[name], self._visitors.get(token)
-        references, queries = case.load()
-        visitor.references, visitor.queries[:], visitor.findings, visitor.has_example = references, queries, [], True
+        case, visitor = self._cases[name], self._idle(token)
+        normals, queries = case.load()
+        visitor.drop_references()
+        visitor.drop_queries()
+        visitor.references, visitor.queries[:], visitor.has_example = normals, queries, True
         visitor.truths = dict(zip((scan.digest for scan in queries), case.truths, strict=True))
-        visitor.selected, visitor.threshold = None, None
+        visitor.threshold = None
         message = f"{case.title}. {case.description} Now press Adapt."
         return {
-            "references": html.thumbnails(references, "reference scan"),
             "reference_note": html.note(message),
+            "query_note": "",
             "scan_type": case.scan_type,
-            **self._hold_queries(visitor),
+            **references.show(visitor),
+            **answers.hold(visitor),
         }
 
     @guarded("reference_note")
-    def add_references(self, paths: Sequence[str] | None, token: str) -> Updates:
+    def add_references(
+        self, paths: Sequence[str] | None, slice_text: str | None, window: str | None, token: str
+    ) -> Updates:
         """Read uploaded normal scans; they join those that were uploaded before."""
-        from fmclip.calibration import check_references
-
-        visitor = self._visitors.get(token)
-        if visitor.has_example:
-            visitor.references, visitor.queries[:], visitor.findings = [], [], []
-            visitor.truths, visitor.selected, visitor.has_example = {}, None, False
-        before = visitor.references
-        scans, errors = take_scans(paths or [], len(before) + 1, MAX_REFERENCES - len(before))
-        visitor.references = [*before, *scans]
-        warnings = [warning.message for warning in check_references(visitor.references)] if visitor.references else []
-        notes = [f"{scan.label}: {text}" for scan in scans for text in scan.notes]
+        with deleted_if_refused(paths):
+            visitor = self._idle(token)
+            reading = Reading.parse(slice_text, references.window_for_references(visitor, window))
+        replaced = visitor.has_example
+        if replaced:
+            visitor.drop_references()
+            visitor.drop_queries()
+        upload = take_scans(paths or [], visitor.next_reference, MAX_REFERENCES - len(visitor.references), reading)
+        visitor.next_reference += upload.taken
+        visitor.windows.update(upload.windows)
+        visitor.references = [*visitor.references, *upload.scans]
+        warnings = references.check(visitor)
         return {
             "reference_files": None,
-            "references": html.thumbnails(visitor.references, "reference scan"),
-            "reference_note": _reading_note(len(scans), [str(error) for error in errors], [*warnings, *notes]),
-            **({} if visitor.queries else self._hold_queries(visitor)),
+            "reference_note": _reading_note(upload, warnings),
+            **references.show(visitor),
+            **(answers.hold(visitor) if replaced else {}),
         }
+
+    @guarded("reference_note")
+    def mark_reference(self, event: gr.EventData, token: str) -> Updates:
+        """Select a reference scan, or no longer; the strip shows it by itself."""
+        visitor = self._visitors.get(token)
+        place = int(event._data["index"])
+        if 0 <= place < len(visitor.references):
+            scan = visitor.references[place]
+            (visitor.marked.add if event._data["pressed"] else visitor.marked.discard)(scan)
+        buttons = references.show(visitor)
+        return {"remove_marked": buttons["remove_marked"]}
+
+    @guarded("reference_note")
+    def remove_marked(self, token: str) -> Updates:
+        """Take the selected reference scans away."""
+        visitor = self._idle(token)
+        return self._remove(visitor, [scan for scan in visitor.references if scan in visitor.marked])
+
+    @guarded("reference_note")
+    def remove_suspects(self, token: str) -> Updates:
+        """Take away what the warnings name: copies, flat scans, outliers."""
+        visitor = self._idle(token)
+        return self._remove(visitor, visitor.suspects)
 
     @guarded("reference_note")
     def clear_references(self, token: str) -> Updates:
         """Take all reference scans away; the adapter stays."""
-        visitor = self._visitors.get(token)
-        visitor.references, visitor.has_example = [], False
-        return {"references": "", "reference_note": ""}
+        visitor = self._idle(token)
+        visitor.drop_references()
+        return {"reference_note": "", **references.show(visitor)}
 
     # step 2
 
@@ -143,29 +178,38 @@ class Handlers:
     def adapt(self, scan_type: str | None, preset: str, token: str) -> Iterator[Updates]:
         """Adapt, telling how it goes; queries are mapped again at every good state."""
         visitor = self._visitors.get(token)
+        if preset == PAPER and not self._tower.has_gpu:
+            raise FmclipError("Training as in the paper needs a GPU, and there is none here: choose fast or full.")
         events = visitor.session.adapt(
             visitor.references,
             scan_type=(scan_type or "").strip()[:80] or "medical scan",
             preset=preset,
             preview_queries=visitor.queries,
+            window=visitor.window,
         )
-        yield {"status": html.note("Preparing …")}
-        first = next(events)  # raises before anything else changes if the references will not do
-        visitor.threshold = None  # one set by hand belongs to the adapter before
-        yield {"adapt": gr.update(interactive=False), "stop": gr.update(interactive=True), "loss": "", "synthetic": ""}
-        stage = ""
-        for event in _chain(first, events):
-            if isinstance(event, Progress):
-                yield {"status": html.progress(event), "loss": loss_chart(event.loss_curve)}
-            elif isinstance(event, Preview):
-                stage = event.stage
-                yield self._refresh(visitor, event.findings)
-            elif isinstance(event, Adapted):
-                yield self._finish(visitor, event, stage)
-                if visitor.session.is_adapted:
-                    yield self._offer_download(visitor)
-            else:
-                yield {"synthetic": html.synthetic(event.examples, _threshold(visitor), visitor.opacity)}
+        with contextlib.closing(events):  # whatever fails while drawing, the fit ends with it
+            yield {"status": html.note("Preparing …")}
+            first = next(events)  # raises before anything else changes if the references will not do
+            visitor.threshold = None  # one set by hand belongs to the adapter before
+            yield {**self._buttons(busy=True), "loss": "", "synthetic": ""}
+            for event in itertools.chain([first], events):
+                if isinstance(event, Progress):
+                    yield {"status": html.progress(event), "loss": loss_chart(event.loss_curve)}
+                elif isinstance(event, Preview):
+                    answers.take(visitor, event.findings)
+                    if not visitor.session.is_stopping:  # drawing would keep a person waiting who pressed Stop
+                        yield answers.show(visitor)
+                elif isinstance(event, Adapted):
+                    adapted = event
+                else:
+                    threshold = answers.threshold_of(visitor)
+                    yield {"synthetic": html.synthetic(event.examples, threshold, visitor.opacity)}
+        yield {"status": _outcome(visitor, adapted), **self._buttons(busy=False)}
+        references.suspect(visitor, adapted.warnings)
+        yield references.show(visitor)
+        if visitor.session.is_adapted:
+            yield self._offer_download(visitor)
+            yield from answers.fill(visitor)
 
     @guarded("status")
     def stop(self, token: str) -> Updates:
@@ -174,41 +218,50 @@ class Handlers:
         return {"stop": gr.update(interactive=False)}
 
     @guarded("status")
-    def load_adapter(self, path: str | None, token: str) -> Updates:
+    def load_adapter(self, path: str | None, token: str) -> Iterator[Updates]:
         """Take an adapter from a file."""
-        visitor = self._visitors.get(token)
         try:
+            visitor = self._visitors.get(token)
             visitor.session.load(path or "")
         finally:
             delete(path)
         visitor.threshold = None
         count = len(visitor.session.calibration.reference_scores) if visitor.session.calibration else 0
-        message = f"Adapter loaded: learned from {count} reference scans. Queries are answered with it."
-        return {"status": html.note(message, "good"), **self._offer_download(visitor), **self._refresh(visitor, ())}
+        window = f" It looks through the window {visitor.session.window}." if visitor.session.window else ""
+        message = f"Adapter loaded: learned from {count} reference scans. Queries are answered with it.{window}"
+        yield {"status": html.note(message, "good"), **self._offer_download(visitor)}
+        yield from answers.fill(visitor)
 
     # step 3
 
     @guarded("query_note")
-    def add_queries(self, paths: Sequence[str] | None, token: str) -> Updates:
+    def add_queries(
+        self, paths: Sequence[str] | None, slice_text: str | None, window: str | None, token: str
+    ) -> Iterator[Updates]:
         """Read uploaded query scans and map them, if there is an adapter."""
-        visitor = self._visitors.get(token)
+        with deleted_if_refused(paths):
+            visitor = self._visitors.get(token)
+            reading = Reading.parse(slice_text, references.window_for_queries(visitor, window))
         if visitor.truths:
-            visitor.queries[:], visitor.findings, visitor.truths, visitor.selected = [], [], {}, None
-        scans, errors = take_scans(paths or [], len(visitor.queries) + 1, MAX_QUERIES - len(visitor.queries))
-        visitor.queries.extend(scans)
-        notes = [f"{scan.label}: {text}" for scan in scans for text in scan.notes]
-        shown = self._refresh(visitor, ()) if visitor.session.is_adapted else self._hold_queries(visitor)
-        note = _reading_note(len(scans), [str(error) for error in errors], notes)
-        if not visitor.session.is_adapted and scans:
+            visitor.drop_queries()
+        upload = take_scans(paths or [], visitor.next_query, MAX_QUERIES - len(visitor.queries), reading)
+        visitor.next_query += upload.taken
+        visitor.windows.update(upload.windows)
+        visitor.queries.extend(upload.scans)
+        notes = []
+        if upload.windows and window and window != reading.window:
+            notes.append(f"Read with the window {reading.window}, as the references were, not with {window}.")
+        if not visitor.session.is_adapted and upload.scans:
             gr.Warning(NOT_ADAPTED)
-        return {"query_files": None, **shown, "query_note": note}
+        yield {"query_files": None, "query_note": _reading_note(upload, notes)}
+        yield from answers.fill(visitor)
 
     @guarded("query_note")
     def clear_queries(self, token: str) -> Updates:
         """Take all query scans away."""
         visitor = self._visitors.get(token)
-        visitor.queries[:], visitor.findings, visitor.selected, visitor.truths = [], [], None, {}
-        return {"query_note": "", **self._hold_queries(visitor)}
+        visitor.drop_queries()
+        return {"query_note": "", **answers.hold(visitor)}
 
     @guarded("query_note")
     def select(self, event: gr.EventData, token: str) -> Updates:
@@ -217,7 +270,7 @@ class Handlers:
         place = int(event._data["index"])
         if 0 <= place < len(visitor.findings):
             visitor.selected = visitor.findings[place].scan
-        return self._show(visitor)
+        return answers.show(visitor)
 
     @guarded("query_note")
     def redraw(self, opacity: float, threshold: float, token: str) -> Updates:
@@ -226,43 +279,56 @@ class Handlers:
         calibrated = visitor.session.calibration
         moved = calibrated is not None and abs(threshold - round(calibrated.threshold, 2)) > 1e-6
         visitor.opacity, visitor.threshold = opacity, threshold if moved else None
-        return {name: value for name, value in self._show(visitor).items() if name != "threshold"}
+        return {name: value for name, value in answers.show(visitor).items() if name != "threshold"}
 
     @guarded("query_note")
     def reset_threshold(self, token: str) -> Updates:
         """Go back to the calibrated threshold."""
         visitor = self._visitors.get(token)
         visitor.threshold = None
-        return self._show(visitor)
+        return answers.show(visitor)
 
     # the page itself
 
     @guarded("tower")
     def arrive(self, token: str) -> Iterator[Updates]:
-        """Welcome a visitor, and say which tower is in use, once it is loaded."""
+        """Welcome a visitor; once the tower is loaded, say which it is and offer what its device can do."""
         self._visitors.get(token)
         yield {"tower": '<p class="fm-tower">The tower is being loaded …</p>'}
-        yield {"tower": f'<p class="fm-tower">{self._tower_note()}</p>'}
+        note = self._tower.describe()
+        preset = {"preset": gr.update(choices=GPU_PRESETS, info="On a GPU")} if self._tower.has_gpu else {}
+        yield {"tower": f'<p class="fm-tower">{note}</p>', **preset}
 
     def leave(self, token: str) -> None:
         """Forget a visitor; a fit that still runs ends."""
         threading.Thread(target=self._visitors.leave, args=(token,), daemon=True).start()
 
-    def _finish(self, visitor: Visitor, event: Adapted, stage: str) -> Updates:
-        count = len(event.calibration.reference_scores) if event.calibration else len(visitor.references)
-        if event.stopped:
-            kept = f"the state after {stage} is kept" if stage else "nothing new was ready yet"
-            former = "" if stage or event.calibration is None else "; the adapter from before still answers"
-            message, kind = f"Stopped after {event.seconds:.0f} s: {kept}{former}.", "info"
-        else:
-            message, kind = f"Adapted to {count} reference scans in {event.seconds:.0f} s.", "good"
-            if event.calibration is not None:
-                message += f" Scores above {event.calibration.threshold:.2f} deviate."
+    def _idle(self, token: str) -> Visitor:
+        """The visitor, whose reference scans may be changed now.
+
+        Raises:
+            FmclipError: The fit is running.
+        """
+        visitor = self._visitors.get(token)
+        if visitor.session.is_adapting:
+            raise FmclipError("The reference scans are being learned from: wait, or press Stop before you change them.")
+        return visitor
+
+    def _remove(self, visitor: Visitor, scans: Sequence[Any]) -> Updates:
+        names = html.enumerate_labels([scan.label for scan in scans])
+        references.remove(visitor, scans)
+        warnings = references.check(visitor)
+        removed = f"Removed {names}. Adapt again to learn without." if names else ""
         return {
-            "status": html.note(message, kind, [warning.message for warning in event.warnings]),
-            "adapt": gr.update(interactive=True),
-            "stop": gr.update(interactive=False),
+            "reference_note": html.note(removed, "warning" if warnings else "info", warnings),
+            **references.show(visitor),
         }
+
+    def _buttons(self, *, busy: bool) -> Updates:
+        """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
+        resting = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects")
+        names = [*resting, *(f"case-{name}" for name in self._cases)]
+        return {**{name: gr.update(interactive=not busy) for name in names}, "stop": gr.update(interactive=busy)}
 
     def _offer_download(self, visitor: Visitor) -> Updates:
         file = new_file(".safetensors")
@@ -271,62 +337,31 @@ class Handlers:
         visitor.download = str(file)
         return {"download": gr.update(value=visitor.download, interactive=True)}
 
-    def _hold_queries(self, visitor: Visitor) -> Updates:
-        """Queries that cannot be answered, or are not there, yet."""
-        if visitor.queries and visitor.session.is_adapted and not visitor.has_example:
-            return self._refresh(visitor, ())
-        text = NOT_ADAPTED if visitor.queries else NO_QUERIES
-        return {
-            "waiting": html.thumbnails(visitor.queries, "query scan") + html.empty(text),
-            "query_note": "",
-            "answers": gr.update(visible=False),
-        }
 
-    def _refresh(self, visitor: Visitor, found: Sequence[Finding]) -> Updates:
-        """Take new findings, ask for those that are missing, and show them."""
-        if not visitor.queries:
-            return self._hold_queries(visitor)
-        known: dict[Scan, Finding] = {finding.scan: finding for finding in found}
-        missing = [scan for scan in visitor.queries if scan not in known]
-        known |= {finding.scan: finding for finding in visitor.session.query(missing)} if missing else {}
-        visitor.findings = [known[scan] for scan in visitor.queries if scan in known]
-        return {"waiting": "", "answers": gr.update(visible=True), **self._show(visitor)}
-
-    def _show(self, visitor: Visitor) -> Updates:
-        """Draw cards and detail from the maps that the visitor holds."""
-        findings = visitor.findings
-        if not findings:
-            return {}
-        threshold = _threshold(visitor)
-        worst_first = sorted(findings, key=lambda finding: -finding.score)
-        selected = next((finding for finding in findings if finding.scan is visitor.selected), worst_first[0])
-        truth = visitor.truths.get(selected.scan.digest)
-        place = worst_first.index(selected) + 1
-        return {
-            "cards": html.cards(findings, selected, threshold, visitor.opacity),
-            "slider": slider_pair(selected, threshold, visitor.opacity),
-            "verdict": html.verdict(selected, threshold, truth, place, len(findings)),
-            "legend": html.legend(threshold),
-            "threshold": round(threshold, 2),
-        }
+def _outcome(visitor: Visitor, event: Adapted) -> str:
+    count = len(event.calibration.reference_scores) if event.calibration else len(visitor.references)
+    if event.stopped:
+        kept = f"the state after {event.stage} is kept" if event.stage else "nothing new was ready yet"
+        former = "" if event.stage or event.calibration is None else "; the adapter from before still answers"
+        message, kind = f"Stopped after {event.seconds:.0f} s: {kept}{former}.", "info"
+    else:
+        message, kind = f"Adapted to {count} reference scans in {event.seconds:.0f} s.", "good"
+        if event.calibration is not None:
+            message += f" Scores above {event.calibration.threshold:.2f} deviate."
+    return html.note(message, kind, [warning.message for warning in event.warnings])
 
 
-def _threshold(visitor: Visitor) -> float:
-    """The threshold in use: chosen by hand, or calibrated."""
-    if visitor.threshold is not None:
-        return visitor.threshold
-    return visitor.session.calibration.threshold if visitor.session.calibration else 0.5
-
-
-def _reading_note(count: int, errors: Sequence[str], warnings: Sequence[str]) -> str:
+def _reading_note(upload: Upload, warnings: Sequence[str]) -> str:
+    errors = [str(error) for error in upload.errors]
+    labels: dict[str, list[str]] = {}
+    for scan in upload.scans:
+        for text in scan.notes:
+            labels.setdefault(text, []).append(scan.label)
+    more = [*errors, *warnings, *(f"{html.enumerate_labels(who)}: {text}" for text, who in labels.items())]
     if errors:
         gr.Warning(" ".join(errors[:3]))
-    if not errors and not warnings:
+    if not more:
         return ""
+    count = len(upload.scans)
     read = f"{count} scan{'' if count == 1 else 's'} read" + (f", {len(errors)} refused" if errors else "") + "."
-    return html.note(read, "error" if errors else "warning", [*errors, *warnings])
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+    return html.note(read, "error" if errors else "warning", more)

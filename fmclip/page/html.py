@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -42,17 +42,33 @@ def empty(text: str) -> str:
     return f'<div class="fm-empty">{escape(text)}</div>'
 
 
-def thumbnails(scans: Sequence[Scan], noun: str) -> str:
-    """Strip of scans with their labels."""
+def thumbnails(scans: Sequence[Scan], noun: str, *, selectable: bool = False, marked: Collection[Scan] = ()) -> str:
+    """Strip of scans with their numbers; selectable ones are buttons, `data-index` is their place."""
     if not scans:
         return ""
-    figures = "".join(
-        f'<figure><img src="{pictures.scan_thumbnail(scan)}" alt="{escape(scan.label)}" loading="lazy">'
-        f"<figcaption>{escape(scan.label.removeprefix('scan '))}</figcaption></figure>"
-        for scan in scans
-    )
+    figures = "".join(_thumbnail(place, scan, selectable, scan in marked) for place, scan in enumerate(scans))
     count = f"{len(scans)} {noun}{'' if len(scans) == 1 else 's'}"
-    return f'<p class="fm-count">{count}</p><div class="fm-strip" tabindex="0" aria-label="{count}">{figures}</div>'
+    hint = "; click to select" if selectable else ""
+    return (
+        f'<p class="fm-count">{count}{hint}</p><div class="fm-strip" tabindex="0" aria-label="{count}">{figures}</div>'
+    )
+
+
+def _thumbnail(place: int, scan: Scan, selectable: bool, is_marked: bool) -> str:
+    picture = f'<img src="{pictures.scan_thumbnail(scan)}" alt="{escape(scan.label)}" loading="lazy">'
+    number = escape(scan.label.removeprefix("scan "))
+    if not selectable:
+        return f"<figure>{picture}<figcaption>{number}</figcaption></figure>"
+    pressed = "true" if is_marked else "false"
+    return (
+        f'<button type="button" class="fm-pick" data-index="{place}" aria-pressed="{pressed}">{picture}'
+        f"<span>{number}</span></button>"
+    )
+
+
+def enumerate_labels(labels: Sequence[str]) -> str:
+    """Word a list of labels: "scan 1, scan 2 and scan 5"."""
+    return " and ".join(filter(None, (", ".join(labels[:-1]), *labels[-1:])))
 
 
 def progress(state: Progress) -> str:
@@ -105,8 +121,16 @@ def cards(findings: Sequence[Finding], selected: Finding, threshold: float, opac
     return f'<p class="fm-count">{count}</p><div class="fm-cards">{"".join(buttons)}</div>'
 
 
-def verdict(finding: Finding, threshold: float, truth: str | None, place: int, count: int) -> str:
-    """Everything about one query in words, beside its picture."""
+def verdict(finding: Finding, threshold: float, facts: Mapping[str, str], place: int, count: int) -> str:
+    """Everything about one query in words, beside its picture.
+
+    Args:
+        finding: What the session says about it.
+        threshold: The threshold in use.
+        facts: Further rows; those without text are left out.
+        place: Its place among the queries, worst first.
+        count: How many queries there are.
+    """
     high = finding.score > threshold
     words = "deviates from the references" if high else "within the references"
     by_hand = abs(threshold - finding.threshold) > 1e-6
@@ -118,8 +142,7 @@ def verdict(finding: Finding, threshold: float, truth: str | None, place: int, c
     ]
     if by_hand:
         rows.insert(2, ("Calibrated", f"{escape(finding.verdict)} <small>at {finding.threshold:.2f}</small>"))
-    if truth:
-        rows.append(("Known truth", escape(truth)))
+    rows += [(name, escape(text)) for name, text in facts.items() if text]
     table = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return (
         f'<div class="fm-verdict"><h3 class="{"fm-high" if high else ""}">{escape(_capital(finding.label))} {words}'

@@ -6,6 +6,9 @@ import threading
 from html import escape
 
 from fmclip.errors import FmclipError
+from fmclip.learning import load_tower
+from fmclip.page.gpu import lends_gpu
+from fmclip.session import resolve_device
 
 
 class TowerLoader:
@@ -19,32 +22,35 @@ class TowerLoader:
     def __init__(self, name: str, device: str) -> None:
         self.name = name
         self.device = device
-        self._thread = threading.Thread(target=self._load, name="tower", daemon=True)
+        self._loading = threading.Lock()
         self._note = ""
 
     def start(self) -> None:
         """Begin to load."""
-        self._thread.start()
+        threading.Thread(target=self.describe, name="tower", daemon=True).start()
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a GPU to train on."""
+        return lends_gpu() or resolve_device(self.device).startswith("cuda")
 
     def describe(self) -> str:
-        """Wait for the tower, and say in a sentence what it is: HTML."""
-        if not self._thread.is_alive() and not self._note:
-            self._load()
-        elif self._thread.is_alive():
-            self._thread.join()
-        return self._note
+        """Wait for the tower, and say in a sentence what it is, or why it cannot be used: HTML.
 
-    def _load(self) -> None:
-        from fmclip.session import resolve_device
-        from fmclip.towers import get_tower
+        A tower that could not be loaded is tried again when the next visitor asks.
+        """
+        with self._loading:
+            if not self._note:
+                try:
+                    self._note = self._load()
+                except FmclipError as error:
+                    return f"<strong>The tower cannot be used.</strong> {escape(str(error))}"
+            return self._note
 
-        try:
-            device = resolve_device(self.device)
-            tower = get_tower(self.name, device=device)
-        except FmclipError as error:
-            self._note = f"<strong>The tower cannot be used.</strong> {escape(str(error))}"
-            return
-        place = "GPU" if device.startswith("cuda") else device.upper()
+    def _load(self) -> str:
+        device = "cpu" if lends_gpu() else resolve_device(self.device)
+        tower = load_tower(self.name, device)
+        place = "a GPU lent for each call" if lends_gpu() else "the GPU" if self.has_gpu else f"the {device.upper()}"
         which = f"embedded default tower '{tower.name}'" if tower.name == "mini" else f"tower '{escape(tower.name)}'"
         pairing = "" if tower.paired else ": its image and text halves were not trained together (it is not a CLIP)"
-        self._note = f"Running on the {place} with the {which}{pairing}. Your scans and adapter are yours alone."
+        return f"Running on {place} with the {which}{pairing}. Your scans and adapter are yours alone."

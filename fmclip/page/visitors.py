@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from fmclip.errors import FmclipError
 from fmclip.page.uploads import delete
@@ -24,8 +25,13 @@ class Visitor:
     Attributes:
         session: Their adapter.
         references: Normal scans.
+        marked: Reference scans that are selected to be removed.
+        suspects: Reference scans that the checks would leave out: copies, flat ones, outliers.
         queries: Scans to be mapped; the running adaptation looks at this very list.
-        findings: What is known about the queries, in their order.
+        findings: What the adapter in use says about the queries, in their order.
+        next_reference: Number of the next reference scan that is uploaded; a number is never given twice.
+        next_query: The same for query scans.
+        windows: Name of the window that a scan was read with, for scans from files that need one.
         truths: What is known of example queries, by digest.
         selected: The query shown in detail; None for the worst.
         threshold: Threshold chosen by hand; None for the calibrated one.
@@ -37,8 +43,13 @@ class Visitor:
 
     session: Session
     references: list[Scan] = field(default_factory=list)
+    marked: set[Scan] = field(default_factory=set)
+    suspects: list[Scan] = field(default_factory=list)
     queries: list[Scan] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    next_reference: int = 1
+    next_query: int = 1
+    windows: MutableMapping[Scan, str] = field(default_factory=WeakKeyDictionary)
     truths: dict[str, str] = field(default_factory=dict)
     selected: Scan | None = None
     threshold: float | None = None
@@ -46,6 +57,20 @@ class Visitor:
     has_example: bool = False
     download: str | None = None
     seen: float = field(default_factory=time.monotonic)
+
+    @property
+    def window(self) -> str | None:
+        """Name of the window that the reference scans were read with; None if none of them needed one."""
+        return next((self.windows[scan] for scan in self.references if scan in self.windows), None)
+
+    def drop_references(self) -> None:
+        """Let go of all reference scans; numbers start again."""
+        self.references, self.suspects, self.next_reference, self.has_example = [], [], 1, False
+        self.marked.clear()
+
+    def drop_queries(self) -> None:
+        """Let go of all query scans; numbers start again."""
+        self.queries[:], self.findings, self.truths, self.selected, self.next_query = [], [], {}, None, 1
 
     def close(self) -> None:
         """Stop what runs and let go of everything."""
@@ -69,7 +94,7 @@ class Visitors:
         self._capacity = capacity
         self._idle_seconds = idle_seconds
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for looking up only: sessions are made and closed outside of it
 
     def __len__(self) -> int:
         return len(self._visitors)
@@ -80,14 +105,15 @@ class Visitors:
         Raises:
             FmclipError: Everybody is busy and there is no room.
         """
-        with self._lock:
-            visitor = self._visitors.get(token)
-            if visitor is None:
-                self._make_room()
-                visitor = self._visitors[token] = Visitor(self._new_session())
-            visitor.seen = time.monotonic()
-            self._visitors.move_to_end(token)
-            return visitor
+        visitor = self._find(token)
+        if visitor is None:
+            newcomer = Visitor(self._new_session())
+            with self._lock:
+                gone = self._make_room() if token not in self._visitors else []
+                visitor = self._visitors.setdefault(token, newcomer)
+            if gone:
+                threading.Thread(target=_close_all, args=(gone,), daemon=True).start()
+        return visitor
 
     def is_adapting(self, token: str) -> bool:
         """Whether a visitor's fit is running; nobody is welcomed by asking."""
@@ -101,13 +127,26 @@ class Visitors:
         if visitor is not None:
             visitor.close()
 
-    def _make_room(self) -> None:
+    def _find(self, token: str) -> Visitor | None:
+        with self._lock:
+            visitor = self._visitors.get(token)
+            if visitor is not None:
+                visitor.seen = time.monotonic()
+                self._visitors.move_to_end(token)
+            return visitor
+
+    def _make_room(self) -> list[Visitor]:
+        """Take out those who have to go; the caller closes them once the lock is free."""
         now = time.monotonic()
         idle = [token for token, visitor in self._visitors.items() if not visitor.session.is_adapting]
         gone = [token for token in idle if now - self._visitors[token].seen > self._idle_seconds]
         if not gone and len(self._visitors) >= self._capacity:
             gone = idle[:1]  # the one who did nothing for the longest time
-        for token in gone:
-            self._visitors.pop(token).close()
-        if len(self._visitors) >= self._capacity:
+        if len(self._visitors) - len(gone) >= self._capacity:
             raise FmclipError("The page is full: all visitors are adapting right now. Try again in a few minutes.")
+        return [self._visitors.pop(token) for token in gone]
+
+
+def _close_all(visitors: list[Visitor]) -> None:
+    for visitor in visitors:
+        visitor.close()

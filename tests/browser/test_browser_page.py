@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from scan_files import write_nifti
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -44,12 +45,15 @@ def test_from_an_example_case_to_a_verdict_and_back_with_the_adapter(visitor: Pa
     expect(visitor.locator("#waiting")).to_contain_text("Adapt to reference scans first")
     visitor.click("#adapt")
     expect(visitor.locator("#stop")).to_be_enabled(timeout=LONG)
+    for name in ("adapt", "load", "clear-references", f"case-{CASE}"):
+        expect(visitor.locator(f"#{name}")).to_be_disabled()
     expect(visitor.locator("#cards .fm-card")).to_have_count(8, timeout=LONG)  # before the training has ended
     expect(visitor.locator("#status [role=progressbar]")).to_be_visible()
     expect(visitor.locator("#synthetic figure").first).to_be_visible(timeout=LONG)
     expect(visitor.locator("#loss svg")).to_be_visible(timeout=LONG)
     expect(visitor.locator("#status")).to_contain_text("Adapted to 16 reference scans", timeout=LONG)
-    expect(visitor.locator("#adapt")).to_be_enabled()
+    for name in ("adapt", "load", "clear-references", f"case-{CASE}"):
+        expect(visitor.locator(f"#{name}")).to_be_enabled()
     expect(visitor.locator("#download")).to_be_enabled(timeout=LONG)
 
     scores = [float(text) for text in visitor.locator("#cards .fm-score").all_inner_texts()]
@@ -144,6 +148,32 @@ def test_bad_files_are_named_by_their_place_and_the_others_go_on(visitor: Page, 
     assert not list(served.cache.rglob("*Mustermann*"))
 
 
+def test_single_references_are_taken_away_and_volumes_are_read_as_chosen(visitor: Page, tmp_path):
+    load_case(visitor)
+    visitor.locator("#references .fm-pick").nth(1).click()
+    visitor.locator("#references .fm-pick").nth(4).press("Enter")
+    expect(visitor.locator("#remove-marked")).to_have_text("Remove 2 selected")
+    visitor.click("#remove-marked")
+    expect(visitor.locator("#references img")).to_have_count(14)
+    expect(visitor.locator("#reference-note")).to_contain_text("Removed scan 2 and scan 5")
+
+    files = []
+    for place, seed in enumerate((0, 1, 0)):
+        volume = np.random.default_rng(seed).uniform(-900, 100, (32, 32, 5)).astype(np.float32)
+        files.append(write_nifti(tmp_path / f"{place}.nii", volume))
+    visitor.get_by_text("DICOM and NIfTI: slice and window").click()
+    expect(visitor.get_by_label("Slice")).to_have_value("middle")
+    visitor.get_by_label("Slice").fill("2")
+    visitor.locator("#window input").click()
+    visitor.get_by_role("option", name="lung").click()
+    visitor.set_input_files("#reference-files input[type=file]", files)
+    expect(visitor.locator("#reference-note")).to_contain_text("slice 2 is shown", timeout=20_000)
+    expect(visitor.locator("#window")).to_contain_text("Belongs to the reference scans")
+    visitor.get_by_role("button", name="Remove scan 3").click()
+    expect(visitor.locator("#references img")).to_have_count(2)
+    expect(visitor.locator("#remove-suspects")).to_be_hidden()
+
+
 def test_adapting_without_scans_and_asking_before_adapting_say_what_to_do(visitor: Page, tmp_path):
     visitor.click("#adapt")
     expect(visitor.locator("#status")).to_contain_text("No normal scan was given", timeout=60_000)
@@ -163,8 +193,8 @@ def test_a_foreign_adapter_file_is_refused(visitor: Page, tmp_path):
 
 
 def test_the_page_fits_a_narrow_window_and_says_what_it_is(visitor: Page):
-    visitor.set_viewport_size({"width": 420, "height": 900})
+    visitor.set_viewport_size({"width": 400, "height": 900})
     load_case(visitor)
-    assert visitor.evaluate("document.documentElement.scrollWidth") <= 420
+    assert visitor.evaluate("document.documentElement.scrollWidth") <= 400
     expect(visitor.get_by_text("Not a medical device")).to_be_visible()
     expect(visitor.locator("#tower")).to_contain_text("not trained together", timeout=LONG)

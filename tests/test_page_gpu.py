@@ -1,0 +1,135 @@
+"""On a host that lends its GPU each call runs in a forked process: what goes over, what comes back, and Stop."""
+
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from forked_gpu import fake_spaces
+
+from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
+from fmclip.detectors import fusionmedclip as fusion
+from fmclip.errors import FmclipError
+from fmclip.learning import Job
+from fmclip.page import gpu
+from fmclip.scans import Scan
+from fmclip.session import Adapted, Preview, Progress, Session
+
+
+def make_scans(seed: int, count: int) -> list[Scan]:
+    rng = np.random.default_rng(seed)
+    return [Scan(rng.random((64, 64), dtype=np.float32), f"scan {place + 1}") for place in range(count)]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A host that lends its GPU; what its calls asked for."""
+    seconds: list[int] = []
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", fake_spaces(seconds))
+    monkeypatch.setitem(fusion.PRESETS, "fast", {"stage2_epochs": 4, "stage3_epochs": 0, "pool_size": 8})
+    return seconds
+
+
+@pytest.fixture
+def session(asked) -> Session:
+    return gpu.session_maker("tiny", "cpu")()
+
+
+class Endless(PatchMemory):
+    """Good at once, then takes steps until it is stopped; each step tells the process it runs in."""
+
+    name = "endless"
+
+    def fit(self, normals, abnormals=None, *, on_event=None):
+        super().fit(normals, on_event=on_event)
+        on_event(StageStarted(f"process {os.getpid()}", 10**9))
+        step, pause = 0, threading.Event()
+        while True:
+            step += 1
+            on_event(Step(f"process {os.getpid()}", step, 10**9, 0.5))
+            pause.wait(0.01)
+
+
+def test_a_fit_in_another_process_gives_the_maps_that_it_gives_here(session, asked):
+    queries, here = make_scans(9, 10), Session("tiny", "cpu")
+    events = list(session.adapt(make_scans(1, 4), preset="fast", preview_queries=queries))
+    list(here.adapt(make_scans(1, 4), preset="fast"))
+    shown = [finding for event in events if isinstance(event, Preview) for finding in event.findings][-10:]
+    for first, second, third in zip(here.query(queries), session.query(queries), shown, strict=True):
+        np.testing.assert_array_equal(first.map, second.map)
+        np.testing.assert_array_equal(first.map, third.map)
+    assert [finding.scan for finding in shown] == queries
+    assert len(asked) == 2
+
+
+def test_stop_reaches_the_other_process_and_keeps_what_it_has_learned(session, monkeypatch):
+    monkeypatch.setitem(DETECTORS, "endless", Endless)
+    monkeypatch.setattr(gpu, "GRACE_SECONDS", 60)  # this process is patient: the other one has to end
+    queries, pressed, elsewhere = make_scans(9, 3), 0.0, ""
+    for event in session.adapt(make_scans(1, 4), method="endless", preview_queries=queries):
+        if isinstance(event, Progress) and event.step > 1 and not pressed:
+            elsewhere, pressed = event.stage, time.monotonic()
+            session.stop()
+    assert time.monotonic() - pressed < 2
+    assert elsewhere != f"process {os.getpid()}"
+    assert isinstance(event, Adapted)
+    assert event.stopped
+    assert event.stage == "patch memory"
+    assert len(session.query(queries)) == 3
+
+
+def test_an_error_over_there_keeps_its_words(session, monkeypatch):
+    class Failing(PatchMemory):
+        name = "failing"
+
+        def fit(self, normals, abnormals=None, *, on_event=None):
+            raise FmclipError("this went wrong") if len(normals) == 4 else OSError("/home/someone/scan.png")
+
+    monkeypatch.setitem(DETECTORS, "failing", Failing)
+    with pytest.raises(FmclipError, match="this went wrong"):
+        list(session.adapt(make_scans(1, 4), method="failing"))
+    with pytest.raises(FmclipError, match="unexpected") as unexpected:
+        list(session.adapt(make_scans(1, 5), method="failing"))
+    assert "someone" not in str(unexpected.value)
+    assert not session.is_adapting
+
+
+def test_a_gpu_that_is_not_lent_says_so(session, monkeypatch):
+    def take_back(job, stop):
+        raise TimeoutError
+
+    monkeypatch.setattr(gpu, "learn", take_back)
+    monkeypatch.setattr(gpu, "_portable", lambda error: error / 0)  # the host's own error, not one of ours
+    with pytest.raises(FmclipError, match="did not lend its GPU"):
+        list(session.adapt(make_scans(1, 4), method="patch_memory"))
+
+
+def test_adapters_are_saved_and_loaded_without_asking_for_the_gpu(session, asked, tmp_path):
+    list(session.adapt(make_scans(1, 4), method="patch_memory"))
+    asked.clear()
+    session.save(tmp_path / "adapter.safetensors")
+    session.load(tmp_path / "adapter.safetensors")
+    assert asked == []
+    assert session.device == "cpu"
+
+
+def test_more_references_longer_presets_and_queries_ask_for_more_time():
+    job = Job("tiny", "cpu", "fusionmedclip", "fast", "scan", 0, make_scans(1, 4))
+    longer = [
+        replace(job, normals=make_scans(1, 16)),
+        replace(job, normals=make_scans(1, 16), preset="full"),
+        replace(job, normals=make_scans(1, 16), preset="paper"),
+        replace(job, normals=make_scans(1, 16), preset="paper", queries=make_scans(9, 20)),
+    ]
+    seconds = [gpu.learn_seconds("cuda", one) for one in [job, *longer]]
+    assert seconds == sorted(set(seconds))
+    assert seconds[0] < 60
+
+
+def test_elsewhere_nothing_is_forked():
+    events = list(gpu.session_maker("tiny", "cpu")().adapt(make_scans(1, 4), method="patch_memory"))
+    assert isinstance(events[-1], Adapted)
