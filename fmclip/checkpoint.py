@@ -53,7 +53,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "score_top": (0, 1),
     "temperature": (1e-4, 100),
     "pool_size": (1, 10_000),
-    "learned_weight": (0, 100),
+    "learned_share": (0, 1),
+    "learned_slope": (0, 100),
     "shrinkage": (0, 1),
     "smoothing": (0, 16),
 }

@@ -237,7 +237,9 @@ def _methods(names: Sequence[str]) -> list[str]:
     unknown = [name for name in names if name not in DETECTORS and name != "all"]
     if unknown:
         raise FmclipError(f"No method is called {', '.join(unknown)}; there are {', '.join(DETECTORS)}.")
-    return list(DETECTORS) if not names or "all" in names else list(dict.fromkeys(names))
+    if "all" in names:
+        return list(DETECTORS)
+    return list(dict.fromkeys(names or (DEFAULT_DETECTOR, "patch_memory")))
 
 
 def _reference_counts(ks: Sequence[int] | None) -> list[int]:

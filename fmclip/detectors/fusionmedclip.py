@@ -5,7 +5,7 @@ Stage 2 (`training.train_stage2`) learns UMLS-initialised prompts and alignment 
 
 What differs from the dissertation, with figures in benchmarks/NOTES.md: the alignment adapters read the *residual* of
 each patch to its nearest reference patch instead of the plain feature (`features`), and the learned map answers
-together with the patch memory (`learned_weight`).
+together with the patch memory (`learned_share`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 from fmclip.calibration import distinct, require_references
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, ignore
-from fmclip.detectors.evidence import image_scores, predictions, to_unit
+from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import BATCH, batched_features, memory_map
 from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
 from fmclip.errors import CheckpointError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content
+from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, patch_weight
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
@@ -68,7 +68,8 @@ class FusionMedCLIPConfig(DetectorConfig):
         "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
     )
     pool_size: int = _setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_weight: float = _setting(0.5, "weight of the learned map's log-odds beside the log of the memory map")
+    learned_share: float = _setting(0.25, "share of the learned map beside the memory map in the answer")
+    learned_slope: float = _setting(0.15, "how fast the learned map's evidence grows with its log-odds")
     shrinkage: float = _setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
     smoothing: float = _setting(0.6, "sigma of the Gaussian over the memory map, in patches")
 
@@ -168,7 +169,7 @@ class FusionMedCLIP(Detector):
         memory.calibrate(honest, content)
         memory_maps, log_odds = self._maps(features, content, memory, network, own, honest)
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
-        evidence = self._combine(memory_maps, log_odds, level)
+        evidence = self._combine(memory_maps, log_odds, level, content)
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
         self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
 
@@ -190,17 +191,17 @@ class FusionMedCLIP(Detector):
         memory_maps = memory_map(memory, distances, content, self.config.smoothing)
         if network is None:
             return memory_maps, None
-        maps = network(features, residuals, network.prompts(self.tower))
-        learned = smooth_map(average_maps(maps, grid_of(memory_maps)), self.config.smoothing)
+        learned = smooth_map(network(features, residuals, network.prompts(self.tower)), self.config.smoothing)
         inside = patch_content(content, grid_of(memory_maps))
         return memory_maps, torch.logit(learned * inside, eps=1e-6)  # lowest on bars
 
-    def _combine(self, memory_maps: Tensor, log_odds: Tensor | None, level: float) -> Tensor:
-        """Evidence [B, h, w]: memory map times exp(weight * log-odds above the references' level)."""
+    def _combine(self, memory_maps: Tensor, log_odds: Tensor | None, level: float, content: Tensor) -> Tensor:
+        """Evidence [B, h, w]: memory map and exp(slope * log-odds above the references' level), by their shares."""
         if log_odds is None:
             return memory_maps
-        learned = (self.config.learned_weight * (log_odds - level)).exp()
-        return memory_maps * learned
+        learned = (self.config.learned_slope * (log_odds - level)).exp() * patch_weight(content, grid_of(log_odds))
+        share = self.config.learned_share
+        return (1 - share) * memory_maps + share * learned
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
@@ -212,7 +213,7 @@ class FusionMedCLIP(Detector):
             memory_maps, log_odds, evidence = self._answer(pixels, content)
             parts = {"patch memory": memory_maps}
             if log_odds is not None:
-                parts["learned"] = (self.config.learned_weight * (log_odds - self.learned_level_)).exp()
+                parts["learned"] = ((log_odds - self.learned_level_) / SHARPNESS).exp()  # shown as a probability
             found += predictions(parts, evidence, boxes, self.tower.image_size)
         return found
 
@@ -223,7 +224,7 @@ class FusionMedCLIP(Detector):
         if self.network_ is not None:
             features = self.network_.refine(features)
         memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, own)
-        return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_)
+        return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_, content)
 
     @torch.no_grad()
     def _examples(self, scans: Sequence[SyntheticScan], content: Tensor | None) -> tuple[SyntheticExample, ...]:

@@ -14,7 +14,7 @@ from fmclip.adapters import AlignmentAdapter, BlockAdapter
 from fmclip.maps import similarity_map
 from fmclip.prompts import PromptLearner
 from fmclip.towers import Tower
-from fmclip.views import View, view_features
+from fmclip.views import View, view_features, weigh
 
 if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
@@ -25,7 +25,7 @@ class FusionNetwork(nn.Module):
 
     Args:
         tower: Gives widths and token embeddings; not kept.
-        views: One alignment adapter for each, the mirror view apart: it only speaks through the memory.
+        views: One alignment adapter for each, the mirror view apart: it speaks through the memory alone.
         config: Settings.
         generator: Draws the start.
 
@@ -69,7 +69,7 @@ class FusionNetwork(nn.Module):
             return list(features)
         return [adapter(level, generator) for adapter, level in zip(self.block, features, strict=True)]
 
-    def forward(self, features: Sequence[Tensor], residuals: Sequence[Tensor], prompts: Tensor) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], residuals: Sequence[Tensor], prompts: Tensor) -> Tensor:
         """Map what the alignment adapters read.
 
         Args:
@@ -78,17 +78,18 @@ class FusionNetwork(nn.Module):
             prompts: [2, D], from `self.prompts(tower)`.
 
         Returns:
-            S_a^j [B, h, w] in [0, 1] of each view.
+            S_a [B, h, w] in [0, 1]: the views' maps, averaged by their weights (Eq. 7, where all weigh the same).
         """
-        return self.maps(self.reads(features, residuals), prompts)
+        return self.map(self.reads(features, residuals), prompts)
 
-    def maps(self, reads: Sequence[Tensor], prompts: Tensor) -> list[Tensor]:
-        """Map what `reads` returned, which may have been kept: [B, C_v, h, w] each -> [B, h, w] each."""
+    def map(self, reads: Sequence[Tensor], prompts: Tensor) -> Tensor:
+        """Map what `reads` returned, which may have been kept: [B, C_v, h, w] each -> [B, h, w]."""
         temperature = self.log_temperature.exp()
-        return [
+        maps = [
             similarity_map(adapter(read), prompts, temperature)
             for adapter, read in zip(self.alignment, reads, strict=True)
         ]
+        return weigh(torch.stack(maps, dim=1), self.views)
 
     def reads(self, features: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
         """What the alignment adapters are given: sizes of the residuals, or the views of the plain features."""

@@ -15,7 +15,7 @@ from fmclip.detectors.events import OnEvent, StageStarted, Step
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import BATCH, batched_features
 from fmclip.losses import dice_loss, focal_loss, image_score
-from fmclip.maps import average_maps, resize_map
+from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of
 from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
 from fmclip.towers import Tower
@@ -96,7 +96,7 @@ def train_stage2(
     optimiser = torch.optim.AdamW(_stage2_groups(network, config), weight_decay=config.weight_decay)
     masks = pool.masks.to(tower.device)
     for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
-        maps = network.maps([read[batch] for read in reads], network.prompts(tower))
+        maps = network.map([read[batch] for read in reads], network.prompts(tower))
         loss = _loss(maps, masks[batch], config)
         _update(optimiser, loss)
         on_event(Step(STAGE2, step, steps, float(loss.detach())))
@@ -174,12 +174,11 @@ def _stage2_groups(network: FusionNetwork, config: FusionMedCLIPConfig) -> list[
     ]
 
 
-def _loss(maps: list[Tensor], masks: Tensor, config: FusionMedCLIPConfig) -> Tensor:
-    """w_img * focal(max S_a, y) + w_seg * dice(S_a, Y) (Eq. 14 to 16): S_a^j [B, h, w] each, masks [B, m, m]."""
-    coarse = average_maps(maps, grid_of(maps[0]))  # [B, h, w]
-    target = (masks.flatten(1).amax(dim=1) > 0).to(coarse.dtype)  # [B]
-    image = focal_loss(image_score(coarse, top=config.score_top), target)
-    return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(coarse, grid_of(masks)), masks)
+def _loss(maps: Tensor, masks: Tensor, config: FusionMedCLIPConfig) -> Tensor:
+    """w_img * focal(max S_a, y) + w_seg * dice(S_a, Y) (Eq. 14 to 16): S_a [B, h, w], masks [B, m, m]."""
+    target = (masks.flatten(1).amax(dim=1) > 0).to(maps.dtype)  # [B]
+    image = focal_loss(image_score(maps, top=config.score_top), target)
+    return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(maps, grid_of(masks)), masks)
 
 
 def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
