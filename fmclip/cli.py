@@ -140,7 +140,10 @@ def predict(
 def evaluate(
     root: Annotated[Path, typer.Argument(help="A dataset, a folder of datasets, or a folder with manifest.csv.")],
     dataset: Annotated[list[str] | None, typer.Option(help="May be repeated; all datasets if left out.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help='May be repeated; "all", or left out: all methods.')] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help='May be repeated; "all": all methods; the default and patch_memory if left out.'),
+    ] = None,
     methods: Annotated[str, typer.Option(help='"all", or names with commas between them.')] = "",
     tower: TowerName = "mini",
     k: Annotated[list[int] | None, typer.Option(help="Reference scans; repeated, 4 8 16 32 if left out.")] = None,
