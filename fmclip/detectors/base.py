@@ -19,6 +19,8 @@ from fmclip.errors import NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
+BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -177,3 +179,9 @@ def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()  # [B, 3, S, S]
     content = torch.from_numpy(np.stack([box.content_mask() for box in boxes]))  # [B, S, S]
     return pixels.to(tower.device), content.to(tower.device), list(boxes)
+
+
+def batched_features(tower: Tower, pixels: Tensor) -> list[Tensor]:
+    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each level."""
+    parts = [tower.features(pixels[start : start + BATCH]) for start in range(0, pixels.shape[0], BATCH)]
+    return [torch.cat(level) for level in zip(*parts, strict=True)]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.errors import CheckpointError
@@ -28,7 +28,6 @@ from fmclip.maps import average_maps
 from fmclip.memory import patch_content
 from fmclip.scans import Scan
 
-BATCH = 8
 STAGE = "mean embedding"
 EPS = 1e-6  # keeps the log-odds of a distance of 0 finite
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, ignore
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
 from fmclip.detectors.network import FusionNetwork
-from fmclip.detectors.patch_memory import BATCH, batched_features, memory_map
+from fmclip.detectors.patch_memory import memory_map
 from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
 from fmclip.errors import CheckpointError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
 from fmclip.errors import CheckpointError
@@ -19,8 +19,6 @@ from fmclip.maps import smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.views import default_views
-
-BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,3 @@ def memory_map(memory: ReferenceMemory, distances: Tensor, content: Tensor, smoo
     """Weigh the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
     maps = smooth_map(memory.evidence(distances), smoothing)
     return maps * patch_weight(content, grid_of(maps))
-
-
-def batched_features(tower: Any, pixels: Tensor, batch: int = BATCH) -> list[Tensor]:
-    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each level."""
-    parts = [tower.features(pixels[start : start + batch]) for start in range(0, pixels.shape[0], batch)]
-    return [torch.cat(level) for level in zip(*parts, strict=True)]

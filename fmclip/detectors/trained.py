@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.detectors.samples import Samples, balanced_batches, from_scans, from_synthesis
@@ -30,7 +30,6 @@ from fmclip.maps import resize_map
 from fmclip.memory import grid_of
 from fmclip.scans import Scan
 
-BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
 READING = "features"
 TRAINING = "training"
 SCORING = "scores of the references"

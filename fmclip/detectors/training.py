@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmclip.detectors.base import BATCH, batched_features
 from fmclip.detectors.events import OnEvent, StageStarted, Step
 from fmclip.detectors.network import FusionNetwork
-from fmclip.detectors.patch_memory import BATCH, batched_features
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of

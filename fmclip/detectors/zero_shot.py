@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.errors import CheckpointError
 from fmclip.scans import Scan
 
-BATCH = 8
 STAGE = "hand-written prompts"
 
 
