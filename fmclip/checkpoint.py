@@ -53,6 +53,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "score_top": (0, 1),
     "temperature": (1e-4, 100),
     "pool_size": (1, 10_000),
+    "hidden": (1, 10_000),
+    "bottleneck": (1, 10_000),
     "learned_share": (0, 1),
     "learned_slope": (0, 100),
     "shrinkage": (0, 1),
@@ -120,7 +122,8 @@ def load_adapter(
 
     Raises:
         CheckpointError: The file is damaged, no adapter, of another version, made for another tower, or holds
-            settings or tensors of sizes that no adapter has. All that is found out before a tensor is loaded.
+            settings or tensors of sizes that no adapter has. Settings and the sizes of a patch memory are looked at
+            before a tensor is loaded.
         TowerError: The tower that it names cannot be loaded.
     """
     header = _read_header(Path(path))
@@ -141,7 +144,7 @@ def load_adapter(
         detector.load_state(tensors)
     except FmclipError as error:
         raise CheckpointError(f"The adapter does not fit its own description. {_DAMAGED}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise CheckpointError(_DAMAGED) from error
     return detector, calibration
 

@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +20,7 @@ from rich.table import Table
 from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
-from fmclip.errors import FmclipError, ScanError
+from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
 from fmclip.evaluation.tables import percent
 from fmclip.figures import overlay, save_map, save_picture
@@ -64,6 +63,9 @@ def adapt(
     scan_type: Annotated[str, typer.Option(help='What the scans show, such as "brain MRI".')] = "medical scan",
     tower: TowerName = "mini",
     preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
+    method: Annotated[str, typer.Option(help="Method to learn with; those that need abnormal scans are refused.")] = (
+        DEFAULT_DETECTOR
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Start of all random draws.")] = 0,
     device: DeviceName = "auto",
     slice_index: SliceIndex = None,
@@ -80,7 +82,7 @@ def adapt(
         normals, errors = read_scans(find_scan_files(scans), slice_index=slice_index, window=shown)
         _warn(*map(str, errors))
         require_references(normals)
-        detector = _new_detector(_tower(tower, device), preset, scan_type, seed)
+        detector = _new_detector(method, _tower(tower, device), preset, scan_type, seed)
         with _progress() as progress:
             detector.fit(normals, on_event=_shown_on(progress))
         scores = detector.reference_scores_
@@ -149,7 +151,7 @@ def evaluate(
     k: Annotated[list[int] | None, typer.Option(help="Reference scans; repeated, 4 8 16 32 if left out.")] = None,
     abnormal_k: Annotated[int, typer.Option(min=0, help="Abnormal scans to learn from, for methods that can.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of draws: seeds 0, 1, ...")] = 3,
-    preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
+    preset: Annotated[str, typer.Option(help="fast, full, paper, or another that the methods know.")] = "full",
     protocol: Annotated[
         Protocol, typer.Option(help="unique: one scan per group, no twin of a reference; raw: groups are ignored.")
     ] = Protocol.UNIQUE,
@@ -166,12 +168,13 @@ def evaluate(
     """Measure methods on scans with known answers: image and pixel metrics for each k and seed."""
     with _readable_errors():
         wanted = [*(method or ()), *(name.strip() for name in methods.split(",") if name.strip())]
+        tested = [one for one in _datasets(root, dataset) if dataset or one.name != fit_on]
         plan = Plan(
-            datasets=_datasets(root, dataset),
+            datasets=tested,
             methods=_methods(wanted),
             ks=_reference_counts(k),
             seeds=range(seeds),
-            preset=preset.value,
+            preset=_preset(preset, _methods(wanted)),
             protocol=protocol,
             half=half,
             abnormal_k=abnormal_k,
@@ -201,8 +204,10 @@ def main() -> None:
     app()
 
 
-def _new_detector(tower: Tower, preset: Preset, scan_type: str, seed: int) -> Detector:
-    detector_class = DETECTORS[DEFAULT_DETECTOR]
+def _new_detector(method: str, tower: Tower, preset: Preset, scan_type: str, seed: int) -> Detector:
+    detector_class = DETECTORS[_methods([method])[0]]
+    if detector_class.uses_abnormals == "required":
+        raise FmclipError(f"The method {method} needs abnormal scans, which `adapt` does not take; use `evaluate`.")
     config_class: Any = detector_class.config_class
     return detector_class(tower, config_class.preset(preset.value, scan_type=scan_type, seed=seed))
 
@@ -243,6 +248,17 @@ def _methods(names: Sequence[str]) -> list[str]:
     if "all" in names:
         return list(DETECTORS)
     return list(dict.fromkeys(names or (DEFAULT_DETECTOR, "patch_memory")))
+
+
+def _preset(name: str, methods: Sequence[str]) -> str:
+    """Take a preset that every method knows."""
+    for method in methods:
+        config_class: Any = DETECTORS[method].config_class
+        try:
+            config_class.preset(name)
+        except ValueError as error:
+            raise FmclipError(f"{method}: {error}") from error
+    return name
 
 
 def _reference_counts(ks: Sequence[int] | None) -> list[int]:
@@ -318,13 +334,8 @@ def _readable_errors() -> Iterator[None]:
     except OSError as error:  # a folder that cannot be written, a full disk
         text = f"A file or folder could not be read or written: {error.strerror or 'the system refused it'}."
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         text = "The memory ran out. Use fewer or smaller scans, a smaller tower, or another --device."
     Console(stderr=True).print(f"[red]Error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
     raise typer.Exit(1)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so; on a CPU torch raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

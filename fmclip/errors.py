@@ -31,3 +31,9 @@ class NotFittedError(FmclipError):
 
 class Stopped(Exception):  # noqa: N818  (a signal, not an error: the person pressed Stop)
     """Raised out of `on_event` to end training early; the detector keeps its last good state."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; on a CPU torch raises a plain RuntimeError."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)

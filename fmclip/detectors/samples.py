@@ -34,18 +34,20 @@ class Samples:
         labels: [N] 1 for abnormal and 0 for normal.
         masks: [N, m, m] share of each cell that is abnormal.
         is_drawn: [N] whether the mask is known; it is for every normal scan, whose mask is empty.
-        source: [N] index of the reference scan that it is or was made from; -1 for an abnormal scan.
+        sources: [N, 2] indices of the reference scans that it is or was made from: the scan itself, and the one that an
+            inserted patch was taken from; -1 for none.
     """
 
     pixels: Tensor
     labels: Tensor
     masks: Tensor
     is_drawn: Tensor
-    source: Tensor
+    sources: Tensor
 
     def rows_without(self, references: Sequence[int]) -> Tensor:
-        """Rows that were not made from any of these reference scans: [n]."""
-        return (~torch.isin(self.source, torch.tensor(list(references), dtype=torch.long))).nonzero()[:, 0]
+        """Rows that hold nothing of any of these reference scans: [n]."""
+        held = torch.tensor(list(references), dtype=torch.long)
+        return (~torch.isin(self.sources, held).any(dim=1)).nonzero()[:, 0]
 
 
 def from_scans(
@@ -85,7 +87,7 @@ def from_scans(
             squares[place] = to_pixels([Scan(mask.astype(np.float32))], tower)[0].cpu()[0, :1]
     labels = torch.tensor([0.0] * len(normals) + [1.0] * len(abnormals))
     is_drawn = torch.tensor([True] * len(normals) + [mask is not None for mask in drawn])
-    source = torch.tensor([*range(len(normals)), *[-1] * len(abnormals)])
+    sources = torch.tensor([[place, -1] for place in range(len(normals))] + [[-1, -1]] * len(abnormals))
     layers = torch.cat([pixels, squares], dim=1)  # [n, 4, S, S]
     varied = torch.cat([layers, *(_vary(layers, generator) for _ in range(copies))])
     times = 1 + copies
@@ -94,7 +96,7 @@ def from_scans(
         labels=labels.repeat(times),
         masks=_coarse(varied[:, 3]),
         is_drawn=is_drawn.repeat(times),
-        source=source.repeat(times),
+        sources=sources.repeat(times, 1),
     )
 
 
@@ -126,7 +128,9 @@ def from_synthesis(
         labels=masks.flatten(1).amax(dim=1),
         masks=_coarse(masks),
         is_drawn=torch.ones(len(scans), dtype=torch.bool),
-        source=torch.tensor([scan.source for scan in scans]),
+        sources=torch.tensor(
+            [[scan.source, scan.anomaly.patch.source if scan.anomaly and scan.anomaly.patch else -1] for scan in scans]
+        ),
     )
 
 

@@ -78,10 +78,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash the answers, groups, parts and relative order of all cases, to tell two states of a dataset apart."""
+        """Hash answers, groups, parts, order and the files' sizes and times, to tell two states of a dataset apart."""
         digest = hashlib.sha256()
         for case in self.cases:
-            digest.update(repr((case.path.name, case.is_abnormal, len(case.masks), case.group, case.part)).encode())
+            files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (case.path, *case.masks)]
+            digest.update(repr((files, case.is_abnormal, case.group, case.part)).encode())
         return digest.hexdigest()[:16]
 
 

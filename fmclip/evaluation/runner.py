@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fmclip.calibration import Calibration
 from fmclip.detectors import DETECTORS
 from fmclip.detectors.base import Detector, Prediction
 from fmclip.detectors.events import Event, StageStarted, Step
-from fmclip.errors import FmclipError, ScanError
+from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation.datasets import Case, Dataset, DatasetError, read_masks
 from fmclip.evaluation.environment import code_digest, environment
 from fmclip.evaluation.intervals import TestScores, bootstrap_weights, image_intervals, intervals
@@ -97,10 +99,17 @@ def run_plan(
         try:
             run = _Measurement(plan, dataset, method, k, seed, tower, unreadable, within)
             yield _measured_once(run, journal) if journal else run.measure()
-        except (FmclipError, torch.OutOfMemoryError) as error:
+        except (FmclipError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, FmclipError) and not is_out_of_memory(error):
+                raise
             reason = str(error) if isinstance(error, FmclipError) else "The device ran out of memory."
             yield Skipped(dataset.name, method, tower.name, k, seed, reason)
     report(1.0, "done")
+
+
+def _module_digest(detector_class: type[Detector]) -> str:
+    """Hash the file of a detector, which may lie outside the package."""
+    return hashlib.sha256(Path(inspect.getfile(detector_class)).read_bytes()).hexdigest()[:12]
 
 
 @dataclass
@@ -146,9 +155,9 @@ class _Measurement:
                 "fit_on": (self.source.name, self.source.fingerprint()),
                 "method": self.method,
                 "config": self.detector.config.to_dict(),
-                "tower": (self.tower.name, self.tower.image_size, str(self.tower.device)),
+                "tower": (self.tower.name, self.tower.identity, self.tower.image_size, str(self.tower.device)),
                 "draw": (self.k, plan.abnormal_k, self.seed, plan.protocol.value, plan.half.value, plan.preset),
-                "code": (where["fmclip"], code_digest()),
+                "code": (where["fmclip"], code_digest(), _module_digest(type(self.detector))),
                 "versions": [where[name] for name in ("torch", "timm", "open_clip_torch", "numpy", "cpu", "gpu")],
             }
         )
