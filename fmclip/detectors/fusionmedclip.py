@@ -6,6 +6,9 @@ Stage 2 (`training.train_stage2`) learns UMLS-initialised prompts and alignment 
 What differs from the dissertation, with figures in benchmarks/NOTES.md: the alignment adapters read the *residual* of
 each patch to its nearest reference patch instead of the plain feature (`features`), and the learned map answers
 together with the patch memory (`learned_share`).
+
+The reference scores are leave-one-out for the memory, which has most of the say; the network has seen all references.
+How many new normal scans then lie above the threshold is measured in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
