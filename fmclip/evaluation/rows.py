@@ -155,7 +155,8 @@ class Journal:
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):  # cut short while it was written
             del lines[-1]
-        self._size = sum(map(len, lines))
+            with path.open("ab") as file:
+                file.truncate(sum(map(len, lines)))
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -175,8 +176,7 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entry = {"key": key, "row": asdict(run.row), "scores": asdict(run.scores)}
         with self._path.open("ab") as file:
-            file.truncate(self._size)
-            self._size += file.write(json.dumps(entry).encode() + b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")  # at its end, whoever else writes there too
 
 
 def run_key(settings: Mapping[str, Any]) -> str:

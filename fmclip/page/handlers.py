@@ -204,8 +204,8 @@ class Handlers:
                 else:
                     threshold = answers.threshold_of(visitor)
                     yield {"synthetic": html.synthetic(event.examples, threshold, visitor.opacity)}
+        references.suspect(visitor, adapted.warnings)  # before the buttons wake: places belong to these references
         yield {"status": _outcome(visitor, adapted), **self._buttons(busy=False)}
-        references.suspect(visitor, adapted.warnings)
         yield references.show(visitor)
         if visitor.session.is_adapted:
             yield self._offer_download(visitor)
