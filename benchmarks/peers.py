@@ -27,16 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmclip.calibration import distinct, require_references
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig, OnEvent, Prediction, Ready
-from fmclip.detectors.base import to_pixels
+from fmclip.detectors.base import BATCH, to_pixels
 from fmclip.detectors.log_odds import log_odds_predictions, to_probability
 from fmclip.errors import CheckpointError, FmclipError
 from fmclip.scans import Scan
 from fmclip.towers import Tower
 from fmclip.towers.vision import share
 
-BATCH = 8
 CORESET_RATIO = 0.1  # PatchCore's own
 PADIM_FEATURES = 100  # PaDiM's own for a small backbone
 EPS = 1e-9
@@ -77,24 +75,21 @@ class Peer(Detector):
         on_event: OnEvent | None = None,
     ) -> Peer:
         """Fit on the references, and once more without each of them for its score; abnormal scans are not used."""
-        require_references(normals)
-        pixels, _, _ = to_pixels(distinct(normals), self.tower)
+        normals, on_event = self._begin(normals, on_event)
+        pixels, _, _ = to_pixels(normals, self.tower)
         self.model_ = self._learn(pixels)
         scores = []
         for place in range(len(pixels)):
             others = torch.cat([pixels[:place], pixels[place + 1 :]])
             scores.append(self._answer(self._learn(others), pixels[place : place + 1])[1])
         self.reference_scores_ = to_probability(torch.cat(scores))
-        if on_event is not None:
-            on_event(Ready(self.name, self))
+        on_event(Ready(self.name, self))
         return self
 
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by anomalib's model."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, _, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, _, boxes in self._batches(scans):
             found += log_odds_predictions(*self._answer(self.model_, pixels), boxes, self.tower.image_size)
         return found
 

@@ -6,20 +6,26 @@ A new method is one file with a frozen config, a class and one line in `DETECTOR
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.detectors.events import OnEvent
+from fmclip.calibration import distinct, require_references
+from fmclip.detectors.events import OnEvent, ignore
 from fmclip.errors import NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
 BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
+
+
+def setting(default: Any, text: str) -> Any:
+    """Config field with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +169,26 @@ class Detector(ABC):
     def is_fitted(self) -> bool:
         """Whether `predict` can be called."""
         return self.reference_scores_ is not None
+
+    @staticmethod
+    def _begin(normals: Sequence[Scan], on_event: OnEvent | None) -> tuple[list[Scan], OnEvent]:
+        """Check the references and leave out copies; somebody who hears the events.
+
+        Raises:
+            ReferenceSetError: The set cannot be learned from.
+        """
+        require_references(normals)
+        return distinct(normals), on_event or ignore
+
+    def _batches(self, scans: Sequence[Scan]) -> Iterator[tuple[Tensor, Tensor, list[Letterbox]]]:
+        """Letterboxed scans, a few at a time, see `to_pixels`.
+
+        Raises:
+            NotFittedError: Neither `fit` nor `load_state` was called.
+        """
+        self._require_fit()
+        for start in range(0, len(scans), BATCH):
+            yield to_pixels(scans[start : start + BATCH], self.tower)
 
     def _require_fit(self) -> None:
         if not self.is_fitted:

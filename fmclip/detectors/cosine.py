@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmclip.calibration import distinct, require_references
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
+from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.errors import CheckpointError
 from fmclip.maps import average_maps
@@ -68,9 +67,7 @@ class Cosine(Detector):
         on_event: OnEvent | None = None,
     ) -> Cosine:
         """Average the embeddings of the references; abnormal scans are not used."""
-        require_references(normals)
-        normals = distinct(normals)
-        on_event = on_event or ignore
+        normals, on_event = self._begin(normals, on_event)
         on_event(StageStarted(STAGE, 0))
         embeddings, sums = [], []
         for start in range(0, len(normals), BATCH):
@@ -97,10 +94,8 @@ class Cosine(Detector):
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Score each scan by 1 - cosine to the mean embedding, and map each patch likewise."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, _, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, _, boxes in self._batches(scans):
             scores = _log_odds(1 - self.tower.embed_images(pixels) @ self.mean_)
             maps = self._map(self.tower.features(pixels), self.mean_patches_) + self.map_offset_
             found += log_odds_predictions(maps, scores, boxes, self.tower.image_size)

@@ -14,16 +14,15 @@ How many new normal scans then lie above the threshold is measured in benchmarks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, batched_features, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, ignore
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
+from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import memory_map
@@ -39,42 +38,38 @@ from fmclip.views import default_views
 SHOWN_EXAMPLES = 8
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class FusionMedCLIPConfig(DetectorConfig):
     """Settings; the defaults are Table A1's where the table has them."""
 
-    context_tokens: int = _setting(8, "M, learned context vectors of each prompt (Table A1)")
-    batch_size: int = _setting(8, "scans in a training step (Table A1)")
-    stage2_epochs: int = _setting(200, "epochs of stage 2; one epoch shows k synthetic scans (Table A1)")
-    stage3_epochs: int = _setting(200, "epochs of stage 3; 0 leaves it out (Table A1)")
-    prompt_lr: float = _setting(1e-3, "learning rate of the contexts (Table A1)")
-    alignment_lr: float = _setting(1e-3, "learning rate of the alignment adapters (Table A1)")
-    lora_rank: int = _setting(8, "rank of LoRA (Table A1)")
-    lora_alpha: float = _setting(16.0, "LoRA updates are scaled by alpha / rank (Table A1)")
-    lora_dropout: float = _setting(0.05, "dropout in front of LoRA (Table A1)")
-    lora_lr: float = _setting(3e-5, "learning rate of LoRA (Table A1)")
-    lora_depth: float = _setting(1.0, "share of the blocks with LoRA, counted from the last")
-    block_bottleneck: int = _setting(64, "bottleneck of the block adapters (Table A1)")
-    block_dropout: float = _setting(0.1, "dropout in the block adapters (Table A1)")
-    block_lr: float = _setting(5e-5, "learning rate of the block adapters (Table A1)")
-    weight_decay: float = _setting(0.01, "weight decay of AdamW (Table A1)")
-    image_weight: float = _setting(1.0, "weight of the focal loss on the image score (Table A1)")
-    pixel_weight: float = _setting(1.0, "weight of the dice loss on the map (Table A1)")
-    score_top: float = _setting(0.0, "share of the map whose mean is the image score in training; 0 takes the maximum")
-    temperature: float = _setting(0.07, "temperature at the start (Table A1)")
-    learn_temperature: bool = _setting(True, "whether the temperature is learned (section 3.3.3)")
-    features: Literal["residual", "raw"] = _setting(
+    context_tokens: int = setting(8, "M, learned context vectors of each prompt (Table A1)")
+    batch_size: int = setting(8, "scans in a training step (Table A1)")
+    stage2_epochs: int = setting(200, "epochs of stage 2; one epoch shows k synthetic scans (Table A1)")
+    stage3_epochs: int = setting(200, "epochs of stage 3; 0 leaves it out (Table A1)")
+    prompt_lr: float = setting(1e-3, "learning rate of the contexts (Table A1)")
+    alignment_lr: float = setting(1e-3, "learning rate of the alignment adapters (Table A1)")
+    lora_rank: int = setting(8, "rank of LoRA (Table A1)")
+    lora_alpha: float = setting(16.0, "LoRA updates are scaled by alpha / rank (Table A1)")
+    lora_dropout: float = setting(0.05, "dropout in front of LoRA (Table A1)")
+    lora_lr: float = setting(3e-5, "learning rate of LoRA (Table A1)")
+    lora_depth: float = setting(1.0, "share of the blocks with LoRA, counted from the last")
+    block_bottleneck: int = setting(64, "bottleneck of the block adapters (Table A1)")
+    block_dropout: float = setting(0.1, "dropout in the block adapters (Table A1)")
+    block_lr: float = setting(5e-5, "learning rate of the block adapters (Table A1)")
+    weight_decay: float = setting(0.01, "weight decay of AdamW (Table A1)")
+    image_weight: float = setting(1.0, "weight of the focal loss on the image score (Table A1)")
+    pixel_weight: float = setting(1.0, "weight of the dice loss on the map (Table A1)")
+    score_top: float = setting(0.0, "share of the map whose mean is the image score in training; 0 takes the maximum")
+    temperature: float = setting(0.07, "temperature at the start (Table A1)")
+    learn_temperature: bool = setting(True, "whether the temperature is learned (section 3.3.3)")
+    features: Literal["residual", "raw"] = setting(
         "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
     )
-    pool_size: int = _setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_share: float = _setting(0.25, "share of the learned map beside the memory map in the answer")
-    learned_slope: float = _setting(0.15, "how fast the learned map's evidence grows with its log-odds")
-    shrinkage: float = _setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
-    smoothing: float = _setting(0.6, "sigma of the Gaussian over the memory map, in patches")
+    pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
+    learned_share: float = setting(0.25, "share of the learned map beside the memory map in the answer")
+    learned_slope: float = setting(0.15, "how fast the learned map's evidence grows with its log-odds")
+    shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
+    smoothing: float = setting(0.6, "sigma of the Gaussian over the memory map, in patches")
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> FusionMedCLIPConfig:
@@ -122,9 +117,7 @@ class FusionMedCLIP(Detector):
         on_event: OnEvent | None = None,
     ) -> FusionMedCLIP:
         """Learn the memory, then stage 2, then stage 3; each is announced by `Ready` and refines the same map."""
-        require_references(normals)
-        normals = distinct(normals)
-        on_event = on_event or ignore
+        normals, on_event = self._begin(normals, on_event)
         generator = torch.Generator().manual_seed(self.config.seed)
         pixels, content, _ = to_pixels(normals, self.tower)
         try:
@@ -209,10 +202,8 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by memory and learned map together."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, content, boxes in self._batches(scans):
             memory_maps, log_odds, evidence = self._answer(pixels, content)
             parts = {"patch memory": memory_maps}
             if log_odds is not None:

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmclip.detectors.base import DetectorConfig
+from fmclip.detectors.base import DetectorConfig, setting
 from fmclip.detectors.manual_prompts import embed_manual_prompts
-from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses, setting
+from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.maps import average_maps, resize_map
 from fmclip.prompts import CLASSES, umls_concepts
 from fmclip.towers import Tower

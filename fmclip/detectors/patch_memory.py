@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, batched_features, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, to_pixels
+from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
@@ -61,9 +60,7 @@ class PatchMemory(Detector):
         on_event: OnEvent | None = None,
     ) -> PatchMemory:
         """Remember the patches of the references; abnormal scans are not used."""
-        require_references(normals)
-        normals = distinct(normals)
-        on_event = on_event or ignore
+        normals, on_event = self._begin(normals, on_event)
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
         features = batched_features(self.tower, pixels)
@@ -78,10 +75,8 @@ class PatchMemory(Detector):
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by the weighted mean distance over the views."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, content, boxes in self._batches(scans):
             distances, _ = self.memory_.compare(self.tower.features(pixels))  # [B, V, h, w]
             maps = memory_map(self.memory_, distances, content, self.config.smoothing)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)

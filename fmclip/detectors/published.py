@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.adapters import AlignmentAdapter, BlockAdapter
-from fmclip.detectors.base import DetectorConfig
+from fmclip.detectors.base import DetectorConfig, setting
 from fmclip.detectors.events import OnEvent
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.detectors.samples import Samples
-from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses, setting
+from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.errors import TowerError
 from fmclip.losses import focal_loss
 from fmclip.maps import average_maps, similarity_map

@@ -12,15 +12,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmclip.calibration import distinct, require_references
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.detectors.samples import Samples, balanced_batches, from_scans, from_synthesis
@@ -34,11 +33,6 @@ READING = "features"
 TRAINING = "training"
 SCORING = "scores of the references"
 MAP_OFFSET = "map_offset"
-
-
-def setting(default: Any, text: str) -> Any:
-    """Config field with its help."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -105,14 +99,12 @@ class TrainedDetector(Detector):
         on_event: OnEvent | None = None,
     ) -> TrainedDetector:
         """Train on normal and abnormal scans; where the method can do without the latter, on synthetic anomalies."""
-        require_references(normals)
+        normals, on_event = self._begin(normals, on_event)
         if not abnormals and self.uses_abnormals == "required":
             raise ReferenceSetError(
                 f"{self.name} learns from abnormal scans too: give some beside the normal ones, or choose a method "
                 "that needs none."
             )
-        normals = distinct(normals)
-        on_event = on_event or ignore
         generator = torch.Generator().manual_seed(self.config.seed)
         try:
             pixels, content, _ = to_pixels(normals, self.tower)
@@ -202,10 +194,8 @@ class TrainedDetector(Detector):
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by the trained network."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, content, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, content, boxes in self._batches(scans):
             maps, scores = self._answer(self.network_, self._read(pixels), content)
             found += log_odds_predictions(maps + self.map_offset_, scores, boxes, self.tower.image_size)
         return found

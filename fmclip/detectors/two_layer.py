@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses, setting
+from fmclip.detectors.base import setting
+from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.losses import focal_loss
 from fmclip.memory import grid_of, patch_content
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.calibration import distinct, require_references
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, ignore
+from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.errors import CheckpointError
@@ -67,9 +66,7 @@ class ZeroShot(Detector):
         on_event: OnEvent | None = None,
     ) -> ZeroShot:
         """Embed the prompts and score the references; nothing is learned from them or from abnormal scans."""
-        require_references(normals)
-        normals = distinct(normals)
-        on_event = on_event or ignore
+        normals, on_event = self._begin(normals, on_event)
         on_event(StageStarted(STAGE, 0))
         prompts = embed_manual_prompts(self.tower, self.config.scan_type)
         pixels, content, _ = to_pixels(normals, self.tower)
@@ -83,10 +80,8 @@ class ZeroShot(Detector):
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Score and map each scan by its softmax over the prompts."""
-        self._require_fit()
         found: list[Prediction] = []
-        for start in range(0, len(scans), BATCH):
-            pixels, _, boxes = to_pixels(scans[start : start + BATCH], self.tower)
+        for pixels, _, boxes in self._batches(scans):
             maps, scores = self._answer(pixels, self.prompts_)
             found += log_odds_predictions(maps + self.map_offset_, scores, boxes, self.tower.image_size)
         return found
