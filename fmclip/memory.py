@@ -91,7 +91,8 @@ class ReferenceMemory:
 
         Args:
             features: One [B, C_j, H_j, W_j] for each level.
-            own: [B] index of the reference scan that each scan is or was made from; that one is left out. None if none.
+            own: [B] or [B, S] indices of the reference scans that each scan is or was made from (its own and the donor
+                of a pasted patch); these are left out. None if none.
             residuals: Whether the residuals of the views that show appearance (not the mirror view's) are wanted;
                 gradients flow through them into `features`.
 
@@ -106,7 +107,7 @@ class ReferenceMemory:
         ):
             B, C, h, w = look.shape
             patches = _patches(look) @ white  # [B * h * w, C]
-            left_out = None if own is None else own.repeat_interleave(h * w)  # [B * h * w]
+            left_out = None if own is None else own.repeat_interleave(h * w, dim=0)  # [B * h * w] or [B * h * w, S]
             nearest = _nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
             difference = (patches - bank[nearest]) / scale
             distances.append(difference.detach().norm(dim=1).view(B, h, w))
@@ -237,15 +238,18 @@ def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
 
 
 def _nearest(patches: Tensor, bank: Tensor, owner: Tensor, left_out: Tensor | None, chunk: int = 2048) -> Tensor:
-    """Row of the bank nearest to each patch, not counting rows of the scan that is left out for it.
+    """Row of the bank nearest to each patch, not counting rows of the scans that are left out for it.
 
-    [P, C], [N, C], owner [N], left_out [P] or None -> [P].
+    [P, C], [N, C], owner [N], left_out [P], [P, S] or None -> [P].
     """
+    if left_out is not None and left_out.ndim == 1:
+        left_out = left_out[:, None]  # [P, S]
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
     found = [torch.empty(0, dtype=torch.long, device=bank.device)]
     for start in range(0, patches.shape[0], chunk):
         closeness = torch.addmm(-half_squares, patches[start : start + chunk], bank.T)  # [chunk, N]; largest is nearest
         if left_out is not None:
-            closeness.masked_fill_(left_out[start : start + chunk, None] == owner, -torch.inf)
+            for one in left_out[start : start + chunk].T:  # [chunk]
+                closeness.masked_fill_(one[:, None] == owner, -torch.inf)
         found.append(closeness.argmax(dim=1))
     return torch.cat(found)
