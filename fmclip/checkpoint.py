@@ -233,6 +233,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, reference
     patches = shapes.get("memory.owner", ())
     rows, columns = min(tower.grids[view.level] for view in views)
     fits = len(patches) == 1 and references <= patches[0] <= references * rows * columns
+    fits = fits and shapes.get("memory.place") == patches
     fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)
     for index, view in enumerate(views):
         width = tower.widths[view.level]

@@ -186,6 +186,16 @@ def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> 
         return [prediction for chunk in chunks for prediction in detector.predict(chunk)]
 
 
+def explain_spot(
+    adapter: Adapter, tower: str, device: str, scan: Scan, x: float, y: float, *, references: Sequence[Scan], count: int
+) -> Explanation:
+    """Say why a spot of a scan is as odd as it is, see `fmclip.explain.explain`."""
+    from fmclip.explain import explain
+
+    with _readable_errors():
+        return explain(_built(adapter, tower, device), scan, x, y, references=references, count=count)
+
+
 def forget(adapter: Adapter) -> None:
     """Free what `answer` keeps on the device for an adapter."""
     with _keeping:

@@ -31,6 +31,7 @@ class ReferenceMemory:
         views: V views.
         bank: For each view [N, C_v], whitened reference patches; letterbox bars are left out.
         owner: [N], reference scan of each patch.
+        place: [N], where each patch lies in its scan: row * w + column on the views' common grid (h, w).
         whitening: For each view [C_v, C_v].
         scale: [V], mean over the references of the largest distance with the scan's own patches left out.
         level: [V], the same with the scan left out of the whitening too, in units of `scale`; see `calibrate`.
@@ -42,6 +43,7 @@ class ReferenceMemory:
         views: Sequence[View],
         bank: Sequence[Tensor],
         owner: Tensor,
+        place: Tensor,
         whitening: Sequence[Tensor],
         scale: Tensor,
         level: Tensor,
@@ -50,6 +52,7 @@ class ReferenceMemory:
         self.views = tuple(views)
         self.bank = list(bank)
         self.owner = owner
+        self.place = place
         self.whitening = list(whitening)
         self.scale = scale
         self.level = level
@@ -74,11 +77,11 @@ class ReferenceMemory:
         k = seen[0].shape[0]
         inside = patch_content(content, grid_of(seen[0]))  # [k, h, w]
         bank = [_patches(one)[inside.flatten()] for one in seen]  # [N, C_v]
-        owner = inside.nonzero()[:, 0]  # [N]
+        owner, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
         whitening = [_residual_whitening(one, owner, shrinkage) for one in bank]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
         ones = torch.ones(len(views), device=bank[0].device)
-        memory = cls(views, bank, owner, whitening, ones, ones, k)
+        memory = cls(views, bank, owner, place, whitening, ones, ones, k)
         distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
         largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
         memory.scale = largest.mean(dim=0).clamp_min(1e-6)
@@ -114,6 +117,29 @@ class ReferenceMemory:
             if residuals and view.kind != "mirror":
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
+
+    def nearest_by_reference(self, features: Sequence[Tensor], row: int, column: int) -> tuple[Tensor, Tensor]:
+        """Find the patch of each reference that is nearest to one patch of a scan.
+
+        Args:
+            features: One [1, C_j, H_j, W_j] for each level.
+            row: Row of the patch on the views' common grid.
+            column: Its column.
+
+        Returns:
+            distances [V, k], in units of `level` (infinite for a reference without patches); places [V, k], see
+            `place`.
+        """
+        distances, places = [], []
+        looks = view_features(features, self.views)
+        for look, bank, white, unit in zip(looks, self.bank, self.whitening, self.scale * self.level, strict=True):
+            apart = (look[0, :, row, column] @ white - bank).norm(dim=1) / unit  # [N]
+            by_reference = apart.new_full((self.references, len(apart)), torch.inf)  # [k, N]
+            by_reference[self.owner, torch.arange(len(apart), device=apart.device)] = apart
+            nearest, rows = by_reference.min(dim=1)  # [k]
+            distances.append(nearest)
+            places.append(self.place[rows].clamp_max(look[0, 0].numel() - 1))  # from a file it may be any number
+        return torch.stack(distances), torch.stack(places)
 
     def leave_one_out(self, features: Sequence[Tensor], content: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
         """Distances of each reference to a memory that has never seen it, its whitening included.
@@ -168,6 +194,7 @@ class ReferenceMemory:
             "memory.scale": self.scale.cpu(),
             "memory.level": self.level.cpu(),
             "memory.owner": self.owner.to("cpu", torch.int32),
+            "memory.place": self.place.to("cpu", torch.int32),
         }
         for index, (bank, white) in enumerate(zip(self.bank, self.whitening, strict=True)):
             state[f"memory.bank.{index}"] = bank.cpu()
@@ -187,15 +214,15 @@ class ReferenceMemory:
         bank = [state[f"memory.bank.{index}"].to(device) for index in range(len(views))]
         whitening = [state[f"memory.whitening.{index}"].to(device) for index in range(len(views))]
         scale, level = state["memory.scale"].to(device), state["memory.level"].to(device)
-        owner = state["memory.owner"].to(device, torch.int64)
-        fits = references >= 2 and owner.ndim == 1
+        owner, place = (state[f"memory.{name}"].to(device, torch.int64) for name in ("owner", "place"))
+        fits = references >= 2 and owner.ndim == 1 and place.shape == owner.shape and bool((place >= 0).all())
         fits = fits and all(one.shape == (len(views),) and bool((one > 0).all()) for one in (scale, level))
         fits = fits and set(owner.unique().tolist()) == set(range(references))
         for one, white in zip(bank, whitening, strict=True):
             fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and len(one) == len(owner)
         if not fits:
             raise ValueError("patch memory with tensors of the wrong shape")
-        return cls(views, bank, owner, whitening, scale, level, references)
+        return cls(views, bank, owner, place, whitening, scale, level, references)
 
 
 def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ from fmclip.learning import (
     StopSignal,
     Waiting,
     answer,
+    explain_spot,
     forget,
     learn,
     load_tower,
@@ -35,6 +36,7 @@ from fmclip.scans import Scan
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
     from fmclip.detectors import Detector, Prediction, SyntheticExamples
+    from fmclip.explain import Explanation
 
 LearnCall: TypeAlias = Callable[[Job, StopSignal], Iterator[LearnEvent]]
 AnswerCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[Scan]], list[Prediction]]"
@@ -138,6 +140,7 @@ class Session:
         self._running = threading.Lock()
         self._stop: StopSignal | None = None
         self._state: tuple[Adapter, Calibration] | None = None  # one value, so that a query never sees half of it
+        self._learned_from: tuple[str, tuple[Scan, ...]] = ("", ())  # key of an adapter, and its references
         self.warnings: tuple[ReferenceWarning, ...] = ()
 
     @property
@@ -217,7 +220,7 @@ class Session:
                 job = Job(
                     self.tower, self.device, method, preset, scan_type, seed, tuple(normals), preview_queries, window
                 )
-                yield from self._follow(self._learn(job, stop), preview_queries, tracker)
+                yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
                 warnings = tuple(check_references(normals, scores))
                 if tracker.learned:
@@ -249,6 +252,33 @@ class Session:
         adapter, calibration = self._require_state()
         predictions = self._answer(adapter, self.tower, self.device, list(scans))
         return [_finding(*pair, calibration) for pair in zip(scans, predictions, strict=True)]
+
+    @property
+    def references(self) -> tuple[Scan, ...]:
+        """The scans that the adapter in use was learned from; () for one from a file, which holds no pictures."""
+        adapter, _ = self._require_state()
+        key, scans = self._learned_from
+        return scans if key == adapter.key else ()
+
+    def explain(self, scan: Scan, x: float, y: float, *, count: int = 3) -> Explanation:
+        """Say why a spot of a scan is as odd as it is: the reference patches it was compared with, and the maps.
+
+        Args:
+            scan: Any scan; its features are computed again.
+            x: Column of the spot on the scan's pixels.
+            y: Row of the spot.
+            count: Reference patches for each view, each from another reference scan.
+
+        Returns:
+            See `fmclip.explain.Explanation`.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            FmclipError: The method compares no patches, or the spot lies outside the scan.
+        """
+        adapter, _ = self._require_state()
+        where = adapter, self.tower, self.device
+        return explain_spot(*where, scan, x, y, references=self.references, count=count)
 
     def save(self, path: Path | str) -> None:
         """Write the adapter to one safetensors file.
@@ -284,10 +314,9 @@ class Session:
         """Stop, and let go of everything."""
         self.stop()
         self._replace(None, None)
+        self._learned_from = "", ()
 
-    def _follow(
-        self, events: Iterator[LearnEvent], queries: Sequence[Scan], tracker: Tracker
-    ) -> Iterator[SessionEvent]:
+    def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
         from fmclip.calibration import Calibration
         from fmclip.detectors import StageStarted, Step, SyntheticExamples
@@ -296,10 +325,11 @@ class Session:
             if isinstance(event, Learned):
                 calibration = Calibration.from_scores(event.adapter.reference_scores)
                 self._replace(event.adapter, calibration)
+                self._learned_from = event.adapter.key, tuple(job.normals)
                 tracker.learned = event.stage
             elif isinstance(event, Mapped):
                 found = dict(zip(event.digests, event.predictions, strict=True))
-                mapped = [scan for scan in queries if scan.digest in found]
+                mapped = [scan for scan in job.queries if scan.digest in found]
                 yield Preview(event.stage, tuple(_finding(scan, found[scan.digest], calibration) for scan in mapped))
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")

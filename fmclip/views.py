@@ -108,11 +108,15 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     mean = (distances * weights)[:, appearance].sum(dim=1) / weights[appearance].sum()  # [B, h, w]
     if len(appearance) == len(views):
         return mean
-    h, w = distances.shape[-2:]
-    columns = torch.arange(w, device=distances.device)
-    midline = (2 * columns - (w - 1)).abs() < 2 * _reach(h, w)[1]  # [w]
-    informed = torch.where(midline & _is_mirror(views, distances.device), mean[:, None], distances)
+    middle = midline(*distances.shape[-2:], distances.device)  # [w]
+    informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
     return (informed * weights).sum(dim=1) / weights.sum()
+
+
+def midline(h: int, w: int, device: torch.device | None = None) -> Tensor:
+    """Columns of a grid (h, w) that are their own mirror image within the search: [w] bool."""
+    columns = torch.arange(w, device=device)
+    return (2 * columns - (w - 1)).abs() < 2 * _reach(h, w)[1]
 
 
 def _direction(features: Tensor) -> Tensor:

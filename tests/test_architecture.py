@@ -12,7 +12,7 @@ ORDER = [
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures"},
+    {"checkpoint", "figures", "explain"},
     {"learning"},
     {"session", "evaluation"},
     {"page", "cli", "__main__"},

@@ -211,12 +211,16 @@ class FusionMedCLIP(Detector):
             found += predictions(parts, evidence, boxes, self.tower.image_size)
         return found
 
+    @torch.no_grad()
+    def patch_features(self, pixels: Tensor) -> list[Tensor]:
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
+        features = self.adapted_.features(pixels)
+        return features if self.network_ is None else self.network_.refine(features)
+
     def _answer(
         self, pixels: Tensor, content: Tensor, own: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        features = self.adapted_.features(pixels)
-        if self.network_ is not None:
-            features = self.network_.refine(features)
+        features = self.patch_features(pixels)
         memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, own)
         return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_, content)
 

@@ -77,10 +77,15 @@ class PatchMemory(Detector):
         """Map each scan by the weighted mean distance over the views."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
-            distances, _ = self.memory_.compare(self.tower.features(pixels))  # [B, V, h, w]
+            distances, _ = self.memory_.compare(self.patch_features(pixels))  # [B, V, h, w]
             maps = memory_map(self.memory_, distances, content, self.config.smoothing)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
+
+    @torch.no_grad()
+    def patch_features(self, pixels: Tensor) -> list[Tensor]:
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
+        return self.tower.features(pixels)
 
     def state(self) -> dict[str, Tensor]:
         """Whitened reference patches, whitening, scales and levels."""

@@ -44,6 +44,30 @@ class Letterbox:
         mask[self.top : self.top + self.height, self.left : self.left + self.width] = True
         return mask
 
+    def cell_at(self, x: float, y: float, grid: tuple[int, int]) -> tuple[int, int]:
+        """Find the cell of a grid over the square in which a spot of the scan lies.
+
+        Args:
+            x: Column on the source pixels; the first pixel reaches from 0 to 1.
+            y: Row on the source pixels.
+            grid: Rows and columns (h, w) of the grid.
+
+        Returns:
+            Row and column of the cell.
+        """
+        down = self.top + y * self.height / self.source[0]
+        across = self.left + x * self.width / self.source[1]
+        row, column = int(down * grid[0] / self.size), int(across * grid[1] / self.size)
+        return min(max(row, 0), grid[0] - 1), min(max(column, 0), grid[1] - 1)
+
+    def cell_box(self, row: int, column: int, grid: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return (left, top, right, bottom) of a cell on the source pixels, cut off at the edge of the scan."""
+        (h, w), (rows, columns) = grid, self.source
+        left, right = ((edge * self.size / w - self.left) * columns / self.width for edge in (column, column + 1))
+        top, bottom = ((edge * self.size / h - self.top) * rows / self.height for edge in (row, row + 1))
+        left, top = min(max(round(left), 0), columns - 1), min(max(round(top), 0), rows - 1)
+        return left, top, max(left + 1, min(round(right), columns)), max(top + 1, min(round(bottom), rows))
+
     def restore(self, map2d: np.ndarray) -> np.ndarray:
         """Bring a map of the square back onto the source pixels; what lay on the bars is cut off.
 
