@@ -24,6 +24,7 @@ from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors.base import Detector, DetectorConfig
 from fmclip.errors import CheckpointError, FmclipError, NotFittedError
+from fmclip.memory import MAX_REGIONS
 from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
@@ -232,7 +233,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, reference
     views = default_views(tower.grids)
     patches = shapes.get("memory.owner", ())
     rows, columns = min(tower.grids[view.level] for view in views)
-    fits = len(patches) == 1 and references <= patches[0] <= references * rows * columns
+    fits = len(patches) == 1 and references <= patches[0] <= (references + MAX_REGIONS) * rows * columns
     fits = fits and shapes.get("memory.place") == patches
     fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)
     for index, view in enumerate(views):

@@ -12,8 +12,8 @@ ORDER = [
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures", "explain"},
-    {"learning"},
+    {"checkpoint", "figures", "explain", "regions"},
+    {"findings", "learning"},
     {"session", "evaluation"},
     {"page", "cli", "__main__"},
 ]

@@ -40,9 +40,8 @@ def hold(visitor: Visitor) -> Updates:
 
 def take(visitor: Visitor, found: Sequence[Finding]) -> None:
     """Keep new findings, and let go of those that a former adapter made or that cannot be compared."""
-    calibration = visitor.session.calibration
-    scores = calibration.reference_scores if calibration else ()
-    known = {finding.scan: finding for finding in (*visitor.findings, *found) if finding.reference_scores == scores}
+    adapter = visitor.session.adapter_key
+    known = {finding.scan: finding for finding in (*visitor.findings, *found) if finding.adapter == adapter}
     foreign = set(_foreign(visitor))
     visitor.findings = [known[scan] for scan in list(visitor.queries) if scan in known and scan not in foreign]
 
