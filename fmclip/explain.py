@@ -166,9 +166,7 @@ def explain(
                 share=shares[index],
                 distance=float(relative[0, index, row, column]),
                 matches=tuple(
-                    _match(
-                        place, float(nearest[index, place]), int(places[index, place]), grid, learned_from, box.size
-                    )
+                    _match(place, float(nearest[index, place]), int(places[index, place]), grid, learned_from, box.size)
                     for place in order
                 ),
                 map=_on_scan(smooth_map(relative[:, index], detector.config.smoothing) * weight, box),

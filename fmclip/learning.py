@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
+    from fmclip.explain import Explanation
     from fmclip.towers import Tower
 
 GRACE_SECONDS = 0.5
