@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -69,6 +69,29 @@ class Finding:
     rank: str
     is_abnormal: bool
     reference_scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, scan: Scan, prediction: Prediction, calibration: Calibration) -> Finding:
+        """Compare a prediction with the references."""
+        return cls(
+            label=scan.label,
+            scan=scan,
+            map=prediction.map,
+            parts=prediction.parts,
+            score=prediction.score,
+            threshold=calibration.threshold,
+            verdict=calibration.verdict(prediction.score),
+            rank=calibration.describe_rank(prediction.score),
+            is_abnormal=calibration.is_abnormal(prediction.score),
+            reference_scores=tuple(calibration.reference_scores),
+        )
+
+    def at(self, threshold: float) -> Finding:
+        """The same finding, judged by another threshold than the calibrated one."""
+        from fmclip.calibration import DEVIATES, WITHIN
+
+        high = self.score > threshold
+        return replace(self, threshold=threshold, verdict=DEVIATES if high else WITHIN, is_abnormal=high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +274,7 @@ class Session:
         """
         adapter, calibration = self._require_state()
         predictions = self._answer(adapter, self.tower, self.device, list(scans))
-        return [_finding(*pair, calibration) for pair in zip(scans, predictions, strict=True)]
+        return [Finding.of(*pair, calibration) for pair in zip(scans, predictions, strict=True)]
 
     @property
     def references(self) -> tuple[Scan, ...]:
@@ -330,7 +353,7 @@ class Session:
             elif isinstance(event, Mapped):
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]
-                yield Preview(event.stage, tuple(_finding(scan, found[scan.digest], calibration) for scan in mapped))
+                yield Preview(event.stage, tuple(Finding.of(scan, found[scan.digest], calibration) for scan in mapped))
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")
             elif isinstance(event, StageStarted):
@@ -350,18 +373,3 @@ class Session:
         if self._state is None:
             raise NotFittedError("Nothing was learned yet: adapt to normal reference scans, or load an adapter, first.")
         return self._state
-
-
-def _finding(scan: Scan, prediction: Prediction, calibration: Calibration) -> Finding:
-    return Finding(
-        label=scan.label,
-        scan=scan,
-        map=prediction.map,
-        parts=prediction.parts,
-        score=prediction.score,
-        threshold=calibration.threshold,
-        verdict=calibration.verdict(prediction.score),
-        rank=calibration.describe_rank(prediction.score),
-        is_abnormal=calibration.is_abnormal(prediction.score),
-        reference_scores=tuple(calibration.reference_scores),
-    )

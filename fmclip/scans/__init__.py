@@ -6,12 +6,13 @@ pictures    PNG, JPEG, BMP, WebP          tiff    TIFF of any depth
 dicom       one frame, windowed           nifti   one slice, in canonical orientation
 intensity   windows and robust ranges     letterbox   to the square and back
 windows     their names                   source      where the pixels lie, for exports
-shrink      large scans, made smaller
+resize      large scans made smaller
 """
 
 from fmclip.scans.intensity import CT_WINDOWS
 from fmclip.scans.letterbox import Letterbox, letterbox
 from fmclip.scans.reader import find_scan_files, read_scan, read_scans
+from fmclip.scans.resize import resize, shrink
 from fmclip.scans.scan import (
     FLAT_NOTE,
     MAX_FILE_BYTES,
@@ -21,7 +22,6 @@ from fmclip.scans.scan import (
     MAX_VOLUME_BYTES,
     Scan,
 )
-from fmclip.scans.shrink import shrink
 from fmclip.scans.source import DicomReference, Source
 from fmclip.scans.windows import AS_STORED, name_window, parse_window
 
@@ -44,5 +44,6 @@ __all__ = [
     "parse_window",
     "read_scan",
     "read_scans",
+    "resize",
     "shrink",
 ]
