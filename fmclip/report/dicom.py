@@ -102,11 +102,11 @@ def save_secondary_capture(path: Path, finding: Finding) -> None:
         coordinate_system=highdicom.CoordinateSystemNames.PATIENT,
         study_instance_uid=reference.study,
         patient_orientation=_patient_orientation(reference) or ("L", "P"),
-        pixel_spacing=reference.spacing,
+        pixel_spacing=reference.spacing,  # type: ignore[arg-type]  # two numbers
         **_series("fmclip overlay", SERIES_NUMBER + 1),
     )
     if _patient_orientation(reference) is None:
-        made.PatientOrientation = None  # highdicom wants one where nobody knows it
+        made["PatientOrientation"].value = None  # highdicom wants one where nobody knows it
     made.ImageType = ["DERIVED", "SECONDARY"]
     verdict = f"score {finding.score:.3f}, threshold {finding.threshold:.3f}: {finding.verdict}"
     made.DerivationDescription = f"Overlay of an anomaly map, {verdict}. {_RESEARCH}, not a diagnosis."

@@ -1,4 +1,4 @@
-"""The report as PDF, A4: a summary of all scans, worst first, then a page for each; what it is not stands on each page."""
+"""The report as PDF, A4: a summary of all scans, worst first, then a page for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ FEW = 10
 _A4 = 8.27, 11.69  # inches
 _LEFT, _RIGHT = 0.09, 0.91
 _ROWS = 34  # of a summary page
-_PICTURE_SIDE = 900  # pixels; what is smaller is enlarged, so that contours are thin
+_THUMBNAILS = 12  # on the summary, where so few scans leave room for pictures
+_PICTURE_SIDE = 640  # pixels; what is smaller is enlarged, so that contours are thin
 _HIGH, _LOW, _MUTED, _LINE = "#b3273f", "#00667a", "#5b6770", "#cfd8dc"
 
 
@@ -63,8 +64,8 @@ def limits(record: RunRecord) -> str:
     """Say how far the threshold and a rank carry, in words that few references do not stretch."""
     count = len(record.calibration.reference_scores)
     text = (
-        f"The threshold is set from {count} reference scans so that about one in ten new normal scans lies above it, if "
-        "they vary as the references do."
+        f"The threshold is set from {count} reference scans so that about one in ten new normal scans lies above it, "
+        "if they vary as the references do."
     )
     if count < FEW:
         text += (
@@ -77,15 +78,17 @@ def limits(record: RunRecord) -> str:
 def _scan_page(finding: Finding, place: int, count: int, record: RunRecord) -> Figure:
     figure = Figure(figsize=_A4)
     _verdict(figure, finding, place, count)
-    scan, enlarged = _enlarged(finding)
+    scan, enlarged = _enlarged(finding, _PICTURE_SIDE)
     picture = overlay(scan, enlarged, finding.threshold)
-    _picture(figure, (_LEFT, 0.515, 0.4, 0.33), scan.pixels, "Scan")
-    _picture(figure, (0.51, 0.515, 0.4, 0.33), picture, "Overlay; the contour is the threshold")
-    draw_colour_scale(figure.add_axes((0.51, 0.492, 0.4, 0.014)), finding.threshold)
-    histogram = figure.add_axes((_LEFT + 0.04, 0.285, 0.36, 0.135))
+    _picture(figure, (_LEFT, 0.53, 0.4, 0.325), scan.pixels, "Scan")
+    _picture(figure, (0.51, 0.53, 0.4, 0.325), picture, "Overlay; the contour is the threshold")
+    draw_colour_scale(figure.add_axes((0.51, 0.505, 0.4, 0.014)), finding.threshold)
+    histogram = figure.add_axes((_LEFT + 0.04, 0.29, 0.36, 0.135))
     draw_score_histogram(histogram, finding.reference_scores, finding.threshold, {finding.label: finding.score})
     histogram.set_title("Scores of the reference scans, and this scan", fontsize=9, loc="left", color=_MUTED)
     histogram.tick_params(labelsize=7)
+    histogram.xaxis.label.set_fontsize(8)
+    histogram.yaxis.label.set_fontsize(8)
     _rows(figure, 0.535, 0.418, _facts(finding, record))
     _paragraph(figure, 0.232, limits(record), "How far this carries")
     if finding.scan.notes:
@@ -97,28 +100,41 @@ def _scan_page(finding: Finding, place: int, count: int, record: RunRecord) -> F
 def _summary_page(part: Sequence[Finding], before: int, ordered: Sequence[Finding], record: RunRecord) -> Figure:
     figure = Figure(figsize=_A4)
     above = sum(finding.is_abnormal for finding in ordered)
-    figure.text(
-        _LEFT, 0.905, f"{above} of {len(ordered)} scans deviate from the references", fontsize=15, weight="bold"
-    )
+    title = f"{above} of {len(ordered)} scans deviate{'s' if above == 1 else ''} from the references"
+    figure.text(_LEFT, 0.905, title, fontsize=15, weight="bold")
     figure.text(_LEFT, 0.884, "Worst first; the line in each bar is the threshold.", fontsize=9, color=_MUTED)
     top, step = 0.85, 0.0175
-    for x, title in ((_LEFT, "Scan"), (0.27, "Score"), (0.53, "Verdict"), (0.7, "Rank")):
-        figure.text(x, top, title, fontsize=8, color=_MUTED)
+    for x, name in ((_LEFT, "Scan"), (0.27, "Score"), (0.49, "Verdict"), (0.685, "Rank")):
+        figure.text(x, top, name, fontsize=8, color=_MUTED)
     for row, finding in enumerate(part, start=1):
         y = top - row * step
         colour = _HIGH if finding.is_abnormal else _LOW
-        figure.text(_LEFT, y, f"{before + row}.  {finding.label}", fontsize=9)
-        figure.text(0.27, y, f"{finding.score:.2f}", fontsize=9)
-        bar = figure.add_axes((0.32, y, 0.18, 0.009))
+        figure.text(_LEFT, y, f"{before + row}.  {textwrap.shorten(finding.label, 24)}", fontsize=9)
+        figure.text(0.27, y, f"{finding.score:.3f}", fontsize=9)
+        bar = figure.add_axes((0.33, y, 0.14, 0.009))
         bar.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], facecolor="#eef2f4")
         bar.spines[:].set_visible(False)
         bar.barh(0.5, finding.score, height=1, color=colour)
         bar.axvline(finding.threshold, color="black", linewidth=1.2)
-        figure.text(0.53, y, _word(finding), fontsize=9, color=colour)
-        figure.text(0.7, y, finding.rank, fontsize=8)
+        figure.text(0.49, y, _word(finding), fontsize=9, color=colour)
+        figure.text(0.685, y, finding.rank, fontsize=8)
+    if len(ordered) <= _THUMBNAILS:
+        _thumbnails(figure, ordered, top - (len(part) + 2) * step)
     _paragraph(figure, 0.205, limits(record), "How far this carries")
     _settings(figure, 0.118, record)
     return figure
+
+
+def _thumbnails(figure: Figure, findings: Sequence[Finding], top: float) -> None:
+    """Overlays of all scans in rows of four, from `top` downwards to the text at the foot."""
+    rows = -(-len(findings) // 4)
+    height = min(0.2, (top - 0.24) / rows)
+    for place, finding in enumerate(findings):
+        scan, enlarged = _enlarged(finding, _PICTURE_SIDE // 2)
+        row, column = divmod(place, 4)
+        corner = _LEFT + column * 0.2075, top - (row + 1) * height
+        title = f"{place + 1}.  {textwrap.shorten(finding.label, 20)}"
+        _picture(figure, (*corner, 0.195, height - 0.022), overlay(scan, enlarged, finding.threshold), title)
 
 
 def _frame(figure: Figure, record: RunRecord, page: str) -> None:
@@ -148,7 +164,7 @@ def _facts(finding: Finding, record: RunRecord) -> list[tuple[str, str]]:
             "Threshold",
             f"{finding.threshold:.3f}" + (f", set by hand (calibrated: {calibrated:.3f})" if by_hand else ""),
         ),
-        ("Area above it", f"{(finding.map > finding.threshold).mean():.1%} of the picture"),
+        ("Area above it", _share((finding.map > finding.threshold).mean())),
         ("Reference scans", str(len(finding.reference_scores))),
         ("Window", record.window),
         ("Size", f"{finding.scan.width} x {finding.scan.height} pixels"),
@@ -158,6 +174,12 @@ def _facts(finding: Finding, record: RunRecord) -> list[tuple[str, str]]:
     return rows
 
 
+def _share(share: float) -> str:
+    if 0 < share < 0.001:
+        return "less than 0.1 % of the picture"
+    return f"{100 * share:.1f} % of the picture"
+
+
 def _word(finding: Finding) -> str:
     """The verdict with its sign, so that colour is not all that tells."""
     return f"{'▲' if finding.is_abnormal else '●'} {finding.verdict}"
@@ -165,7 +187,7 @@ def _word(finding: Finding) -> str:
 
 def _settings(figure: Figure, y: float, record: RunRecord) -> None:
     text = " · ".join(f"{name}: {value}" for name, value in record.describe())
-    _paragraph(figure, y, text, "Settings", size=7.5, width=135)
+    _paragraph(figure, y, text, "Settings", size=7.5, width=122)
 
 
 def _rows(figure: Figure, x: float, y: float, rows: Sequence[tuple[str, str]]) -> None:
@@ -174,7 +196,7 @@ def _rows(figure: Figure, x: float, y: float, rows: Sequence[tuple[str, str]]) -
         figure.text(x + 0.135, y - number * 0.0185, textwrap.shorten(value, 48), fontsize=8.5)
 
 
-def _paragraph(figure: Figure, y: float, text: str, title: str, *, size: float = 8.5, width: int = 118) -> None:
+def _paragraph(figure: Figure, y: float, text: str, title: str, *, size: float = 8.5, width: int = 108) -> None:
     figure.text(_LEFT, y, title, fontsize=8.5, color=_MUTED)
     figure.text(_LEFT, y - 0.006, "\n".join(textwrap.wrap(text, width)[:4]), fontsize=size, va="top", linespacing=1.35)
 
@@ -182,14 +204,14 @@ def _paragraph(figure: Figure, y: float, text: str, title: str, *, size: float =
 def _picture(figure: Figure, place: tuple[float, float, float, float], picture: np.ndarray, title: str) -> None:
     axes = figure.add_axes(place)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none")
-    axes.set_anchor("S")
+    axes.set_anchor("N")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, loc="left", color=_MUTED)
 
 
-def _enlarged(finding: Finding) -> tuple[Scan, np.ndarray]:
+def _enlarged(finding: Finding, side: int) -> tuple[Scan, np.ndarray]:
     """Scan and map [H, W] at the size that is printed."""
-    scale = _PICTURE_SIDE / max(finding.scan.height, finding.scan.width)
+    scale = side / max(finding.scan.height, finding.scan.width)
     return Scan(resize(finding.scan.pixels, scale), finding.label), resize(finding.map, scale)
 
 

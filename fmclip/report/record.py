@@ -20,7 +20,7 @@ MAX_CHARS = 2**20
 """Of a run.json; one with 500 scans takes a tenth of it."""
 VERSIONS = ("python", "fmclip", "code", "torch", "timm", "open_clip_torch", "peft", "numpy")
 PRESETS = ("fast", "full", "paper")
-OWN_SETTINGS = "own settings"
+OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
 
 _UNUSABLE = "This is no run.json of fmclip, or it is damaged. Export it again."
 
@@ -112,12 +112,16 @@ class RunRecord:
 
     @property
     def preset(self) -> str:
-        """Name of the preset whose settings these are ("full"), or `OWN_SETTINGS`."""
-        for name in PRESETS:
-            config_class: Any = type(self.config)
-            if config_class.preset(name, scan_type=self.config.scan_type, seed=self.config.seed) == self.config:
-                return name
-        return OWN_SETTINGS
+        """Name of the preset whose settings these are ("full"), `OWN_SETTINGS`, or `NOT_TRAINED`."""
+        config_class: Any = type(self.config)
+        presets = [
+            config_class.preset(name, scan_type=self.config.scan_type, seed=self.config.seed) for name in PRESETS
+        ]
+        if presets[0] == presets[-1]:
+            return NOT_TRAINED
+        return next(
+            (name for name, preset in zip(PRESETS, presets, strict=True) if preset == self.config), OWN_SETTINGS
+        )
 
     def describe(self) -> list[tuple[str, str]]:
         """Word the settings for a person: (name, value) rows."""

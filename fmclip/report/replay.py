@@ -60,8 +60,8 @@ def replay(
     """
     if tower.identity != record.tower_identity:
         raise FmclipError(
-            f"This is not the tower of the run: {record.tower} has identity {record.tower_identity[:12]}, the one given "
-            f"{tower.identity[:12]}. Choose the same weights with --tower."
+            f"This is not the tower of the run: {record.tower} has identity {record.tower_identity[:12]}, the one "
+            f"given {tower.identity[:12]}. Choose the same weights with --tower."
         )
     normals = _references(record, references)
     detector = DETECTORS[record.method](tower, record.config)
