@@ -255,7 +255,7 @@ def _parse(metadata: Mapping[str, str]) -> tuple[type[Detector], DetectorConfig,
             f"It has {', '.join(DETECTORS)}."
         )
     try:
-        config = _parse_config(detector_class.config_class, _strict_json(metadata["config"]))
+        config = parse_config(detector_class.config_class, _strict_json(metadata["config"]))
         calibration = Calibration.from_dict(_strict_json(metadata["calibration"]))
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(_DAMAGED) from error
@@ -271,8 +271,13 @@ def _strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def _parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:
-    """Build a config from JSON; each value must be of the kind that the default has, and within its limits."""
+def parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:
+    """Build a config from JSON; each value must be of the kind that the default has, and within its limits.
+
+    Raises:
+        CheckpointError: A value is out of its range.
+        TypeError: A field is unknown or of another kind.
+    """
     config = config_class.from_dict(values)
     kinds = get_type_hints(config_class)
     for key, default in config_class().to_dict().items():

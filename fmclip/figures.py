@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -130,7 +131,14 @@ def score_histogram(
         A figure of its own, outside of pyplot's registry.
     """
     figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
-    axes = figure.subplots()
+    draw_score_histogram(figure.subplots(), reference_scores, threshold, marked)
+    return figure
+
+
+def draw_score_histogram(
+    axes: Axes, reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
+) -> None:
+    """Draw what `score_histogram` shows into axes of a larger figure."""
     axes.set(xlabel="score", ylabel="reference scans", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     bins = np.linspace(0, 1, 41)  # one scale for all scans of all adapters
@@ -143,7 +151,19 @@ def score_histogram(
         axes.annotate(label, (score, top * 0.14), rotation=90, ha="center", va="bottom", fontsize=8, color=colour)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
-    return figure
+
+
+def draw_colour_scale(axes: Axes, threshold: float) -> None:
+    """Draw the colours of `overlay` as a horizontal bar: its middle is the threshold, see `colour_position`."""
+    axes.imshow(_INFERNO[None], extent=(0, 1, 0, 1), aspect="auto")
+    end = min(1.0, 2 * threshold)
+    axes.set(yticks=[], xticks=[0, 0.5, 1], xlim=(0, 1))
+    axes.set_xticklabels(["0\nlike the references", f"{threshold:.2f}\nthreshold, white contour", f"{end:.2f}\nunlike"])
+    axes.tick_params(labelsize=7, length=2)
+    left, _, right = axes.get_xticklabels()
+    left.set_horizontalalignment("left")
+    right.set_horizontalalignment("right")
+    axes.axvline(0.5, color="white", linewidth=1)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -45,6 +45,30 @@ class Finding:
     reference_scores: tuple[float, ...]
     adapter: str = ""
 
+    @classmethod
+    def of(cls, scan: Scan, prediction: Prediction, calibration: Calibration, adapter: str = "") -> Finding:
+        """Compare a prediction of an adapter with its references."""
+        return cls(
+            label=scan.label,
+            scan=scan,
+            map=prediction.map,
+            parts=prediction.parts,
+            score=prediction.score,
+            threshold=calibration.threshold,
+            verdict=calibration.verdict(prediction.score),
+            rank=calibration.describe_rank(prediction.score),
+            is_abnormal=calibration.is_abnormal(prediction.score),
+            reference_scores=tuple(calibration.reference_scores),
+            adapter=adapter,
+        )
+
+    def at(self, threshold: float) -> Finding:
+        """The same finding, judged by another threshold than the calibrated one."""
+        from fmclip.calibration import DEVIATES, WITHIN
+
+        high = self.score > threshold
+        return replace(self, threshold=threshold, verdict=DEVIATES if high else WITHIN, is_abnormal=high)
+
 
 @dataclass(frozen=True, eq=False)
 class Preview:
@@ -79,20 +103,3 @@ class Adapted:
 
 
 SessionEvent: TypeAlias = "Progress | SyntheticExamples | Preview | Adapted"
-
-
-def make_finding(scan: Scan, prediction: Prediction, calibration: Calibration, adapter: str) -> Finding:
-    """Say what a prediction means beside the reference scores of the adapter that made it."""
-    return Finding(
-        label=scan.label,
-        scan=scan,
-        map=prediction.map,
-        parts=prediction.parts,
-        score=prediction.score,
-        threshold=calibration.threshold,
-        verdict=calibration.verdict(prediction.score),
-        rank=calibration.describe_rank(prediction.score),
-        is_abnormal=calibration.is_abnormal(prediction.score),
-        reference_scores=tuple(calibration.reference_scores),
-        adapter=adapter,
-    )

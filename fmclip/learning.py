@@ -273,6 +273,7 @@ def _work(job: Job, put: Put, ended: Ended) -> None:
 
 def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
     from fmclip.detectors import DETECTORS, Ready
+    from fmclip.explain import HasPatchMemory
     from fmclip.regions import mark_normal
 
     kind = DETECTORS[job.method]
@@ -284,7 +285,7 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
     def settle(ready: Ready) -> None:
         """Give the state away first, so that no Stop can lose it; then map the queries, a few at a time."""
         nonlocal last
-        if job.regions and hasattr(ready.detector, "memory_"):
+        if job.regions and isinstance(ready.detector, HasPatchMemory):
             mark_normal(ready.detector, job.regions)
         last = Adapter.of(ready.detector, job.window)
         put(Learned(ready.stage, last))

@@ -17,7 +17,6 @@ from fmclip.findings import Adapted as Adapted
 from fmclip.findings import Finding as Finding
 from fmclip.findings import Preview as Preview
 from fmclip.findings import SessionEvent as SessionEvent
-from fmclip.findings import make_finding
 from fmclip.learning import (
     Adapter,
     Job,
@@ -220,7 +219,7 @@ class Session:
         adapter, calibration = self._require_state()
         predictions = self._answer(adapter, self.tower, self.device, list(scans))
         pairs = zip(scans, predictions, strict=True)
-        return [make_finding(scan, prediction, calibration, adapter.key) for scan, prediction in pairs]
+        return [Finding.of(scan, prediction, calibration, adapter.key) for scan, prediction in pairs]
 
     def mark_normal(self, regions: Sequence[NormalRegion]) -> None:
         """Let regions join what was learned, in place of those that were marked before; nothing is trained again.
@@ -327,7 +326,7 @@ class Session:
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]
                 key = self.adapter_key
-                findings = tuple(make_finding(scan, found[scan.digest], calibration, key) for scan in mapped)
+                findings = tuple(Finding.of(scan, found[scan.digest], calibration, key) for scan in mapped)
                 yield Preview(event.stage, findings)
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")

@@ -108,7 +108,8 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     mean = (distances * weights)[:, appearance].sum(dim=1) / weights[appearance].sum()  # [B, h, w]
     if len(appearance) == len(views):
         return mean
-    middle = midline(*distances.shape[-2:], distances.device)  # [w]
+    h, w = distances.shape[-2:]
+    middle = midline(h, w, distances.device)  # [w]
     informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
     return (informed * weights).sum(dim=1) / weights.sum()
 

@@ -15,6 +15,7 @@ ORDER = [
     {"checkpoint", "figures", "explain", "regions"},
     {"findings", "learning"},
     {"session", "evaluation"},
+    {"report"},
     {"page", "cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

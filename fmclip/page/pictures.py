@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from fmclip.scans import Scan
+from fmclip.scans import Scan, resize
 from fmclip.session import Finding
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def slider_pair(finding: Finding, threshold: float, opacity: float) -> tuple[np.
     from fmclip.figures import overlay  # brings matplotlib, for which the page need not wait
 
     scale = max(1.0, DETAIL_SIDE / max(finding.scan.height, finding.scan.width))
-    scan, anomaly_map = _scaled(finding.scan.pixels, scale), _scaled(finding.map, scale)
+    scan, anomaly_map = resize(finding.scan.pixels, scale), resize(finding.map, scale)
     large = Scan(scan, finding.label)
     return to_picture(scan), overlay(large, anomaly_map, threshold, opacity=opacity)
 
@@ -73,10 +73,4 @@ def data_address(picture: np.ndarray) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    return _scaled(image, THUMBNAIL_SIDE / max(image.shape[:2]))
-
-
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(np.ascontiguousarray(image), size, interpolation=method), 0, 1)
+    return resize(image, THUMBNAIL_SIDE / max(image.shape[:2]))
