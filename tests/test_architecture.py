@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "losses", "background", "progress"},
+    {"scans", "colours", "losses", "background", "progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
