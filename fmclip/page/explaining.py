@@ -119,13 +119,7 @@ def maps(finding: Finding, threshold: float, opacity: float, colours: str, why: 
     if why is not None:
         small = _small(finding.scan, why.explanation.views[0].map.shape)
         drawn = "".join(
-            draw(
-                f"{KINDS.get(view.kind, view.kind)}, {view.layer}",
-                f"distance {view.distance:.2f}",
-                view.map,
-                0.5,
-                small,
-            )
+            draw(_title(view), f"{100 * view.share:.0f} % of the answer at the spot", view.map, 0.5, small)
             for view in why.explanation.views
         )
         if why.attention is not None:
