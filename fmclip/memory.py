@@ -12,6 +12,7 @@ the tuning half (benchmarks/NOTES.md):
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -163,14 +164,17 @@ class ReferenceMemory:
             for old, look, white in zip(self.bank, looks, self.whitening, strict=True)
         ]
         owner = torch.cat([self.owner, torch.full_like(rows, self.references + self.regions)])
-        place = torch.cat([self.place, rows])
-        return ReferenceMemory(self.views, bank, owner, place, self.whitening, self.scale, self.level, self.references)
+        return self._with_bank(bank, owner, torch.cat([self.place, rows]))
 
     def without_regions(self, keep: int = 0) -> ReferenceMemory:
         """Leave out the regions that joined after learning, but for the first `keep` of them."""
         rows = self.owner < self.references + keep
-        bank, owner, place = [one[rows] for one in self.bank], self.owner[rows], self.place[rows]
-        return ReferenceMemory(self.views, bank, owner, place, self.whitening, self.scale, self.level, self.references)
+        return self._with_bank([one[rows] for one in self.bank], self.owner[rows], self.place[rows])
+
+    def _with_bank(self, bank: list[Tensor], owner: Tensor, place: Tensor) -> ReferenceMemory:
+        other = copy.copy(self)
+        other.bank, other.owner, other.place = bank, owner, place
+        return other
 
     def leave_one_out(self, features: Sequence[Tensor], content: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
         """Distances of each reference to a memory that has never seen it, its whitening included.

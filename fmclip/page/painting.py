@@ -13,8 +13,7 @@ from fmclip.scans import Scan
 
 def canvas(scan: Scan) -> dict[str, Any]:
     """Put a scan into the editor, with nothing painted on it."""
-    layer = np.zeros((scan.height, scan.width, 4), np.uint8)
-    return {"background": to_picture(scan.pixels), "layers": [layer], "composite": None}
+    return {"background": to_picture(scan.pixels), "layers": [], "composite": None}
 
 
 def painted_mask(painted: dict[str, Any] | None, scan: Scan) -> np.ndarray:

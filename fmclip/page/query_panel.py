@@ -97,7 +97,7 @@ def _closer_look(parts: dict[str, Any]) -> None:
                 image_mode="RGBA",
                 sources=(),
                 transforms=(),
-                brush=gr.Brush(default_size=16, colors=["#00c8ff"], color_mode="fixed"),
+                brush=gr.Brush(default_size=16, colors=[("#00c8ff", 0.5)], color_mode="fixed"),
                 layers=False,
                 height=420,
                 elem_id="normal-editor",

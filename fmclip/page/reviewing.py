@@ -64,7 +64,7 @@ class Reviewing:
     def scan_is_normal(self, scan_type: str | None, preset: str, token: str) -> Iterator[Updates]:
         """Make the selected query a reference scan and adapt again; a Stop keeps the adapter from before."""
         visitor = self._idle(token)
-        scan = _selected(visitor).scan
+        scan = visitor.selected = _selected(visitor).scan
         if not visitor.references:
             raise FmclipError(
                 "The reference scans are not here, so that nothing can be learned again: the adapter came from a file. "
@@ -130,7 +130,7 @@ class Reviewing:
     def _mark(self, visitor: Visitor, finding: Finding, mask: np.ndarray) -> Iterator[Updates]:
         regions = [*visitor.regions, NormalRegion(finding.scan, mask)]
         visitor.session.mark_normal(regions)
-        visitor.regions = regions
+        visitor.regions, visitor.selected = regions, finding.scan
         share = 100 * float(mask.mean())
         text = (
             f"A region of {finding.label} ({share:.1f} % of it) counts as normal now, and whatever looks like it in "
