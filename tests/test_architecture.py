@@ -16,7 +16,7 @@ ORDER = [
     {"learning"},
     {"session", "evaluation"},
     {"report"},
-    {"page", "cli", "__main__"},
+    {"page", "cli", "replay_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
