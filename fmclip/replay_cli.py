@@ -22,7 +22,7 @@ from fmclip.towers import get_tower
 @app.command()
 def replay(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN_JSON", help="run.json of a download from the page, or `predict`.")
+        Path, typer.Argument(metavar="RUN_JSON", help="run.json of `predict` or of a download from the page.")
     ],
     references: Annotated[
         list[Path], typer.Option(help="Reference scans, or a folder of them; may be repeated. Names do not matter.")
