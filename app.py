@@ -17,7 +17,7 @@ with contextlib.suppress(ImportError):
 
 import gradio as gr
 
-from fmclip.page import html, style
+from fmclip.page import exports, html, style
 from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
@@ -163,6 +163,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     )
                 with gr.Column(scale=3, min_width=260):
                     parts["verdict"] = gr.HTML(elem_id="verdict")
+                    exports.lay_out(parts)
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
 
         on = partial(connect, parts)
@@ -183,6 +184,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             on(slider.input, handlers.redraw, [opacity, threshold], concurrency_limit=8, trigger_mode="always_last")
         on(reset.click, handlers.reset_threshold)
 
+        exports.wire(parts, on, handlers)
         on(cards.click, handlers.select, takes_event=True)
         on(page.load, handlers.arrive)
 
