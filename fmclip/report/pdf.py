@@ -164,7 +164,7 @@ def _facts(finding: Finding, record: RunRecord) -> list[tuple[str, str]]:
         ("Score", f"{finding.score:.3f}"),
         (
             "Threshold",
-            f"{finding.threshold:.3f}" + (f", set by hand (calibrated: {calibrated:.3f})" if by_hand else ""),
+            f"{finding.threshold:.3f}" + (f", by hand (calibrated {calibrated:.3f})" if by_hand else ""),
         ),
         ("Area above it", _share((finding.map > finding.threshold).mean())),
         ("Reference scans", str(len(finding.reference_scores))),
