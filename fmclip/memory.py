@@ -13,12 +13,14 @@ the tuning half (benchmarks/NOTES.md):
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmclip.search import Search, greedy_coreset, nearest
 from fmclip.views import View, view_features, weigh
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
@@ -38,6 +40,8 @@ class ReferenceMemory:
         scale: [V], mean over the references of the largest distance with the scan's own patches left out.
         level: [V], the same with the scan left out of the whitening too, in units of `scale`; see `calibrate`.
         references: k.
+        search: How far a patch is from the bank.
+        kept: [N], rows of the bank among all patches that were learned from; None after loading.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ReferenceMemory:
         scale: Tensor,
         level: Tensor,
         references: int,
+        search: Search | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         self.views = tuple(views)
         self.bank = list(bank)
@@ -59,35 +65,65 @@ class ReferenceMemory:
         self.scale = scale
         self.level = level
         self.references = references
+        self.search = search or Search()
+        self.kept = kept
 
     @classmethod
     def learn(
-        cls, features: Sequence[Tensor], content: Tensor, views: Sequence[View], shrinkage: float = SHRINKAGE
+        cls,
+        features: Sequence[Tensor],
+        content: Tensor,
+        views: Sequence[View],
+        shrinkage: float = SHRINKAGE,
+        *,
+        references: int | None = None,
+        coreset: float = 1.0,
+        search: Search | None = None,
+        generator: torch.Generator | None = None,
     ) -> ReferenceMemory:
-        """Learn from the features of k reference scans.
+        """Learn from the features of k reference scans and, where there are some, of a varied copies of each.
 
         Args:
-            features: One [k, C_j, H_j, W_j] for each level.
-            content: [k, S, S] bool, False on letterbox bars.
+            features: One [n, C_j, H_j, W_j] for each level, n = k * (1 + a): the k scans, then the first copy of each,
+                then the second, and so on.
+            content: [n, S, S] bool, False on letterbox bars.
             views: V views.
             shrinkage: Share of the isotropic part in the residual covariance.
+            references: k; n if left out.
+            coreset: Share of the patches that is kept (`search.greedy_coreset`).
+            search: How far a patch is from the bank.
+            generator: Draws the coreset.
 
         Returns:
             The memory; k must be at least 2, so that each scan has another to be compared with.
         """
         seen = view_features(features, views)
-        k = seen[0].shape[0]
-        inside = patch_content(content, grid_of(seen[0]))  # [k, h, w]
+        n = seen[0].shape[0]
+        k = references or n
+        inside = patch_content(content, grid_of(seen[0]))  # [n, h, w]
         bank = [_patches(one)[inside.flatten()] for one in seen]  # [N, C_v]
-        owner, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
+        picture, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
+        owner = picture % k  # [N]
         whitening = [_residual_whitening(one, owner, shrinkage) for one in bank]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
         ones = torch.ones(len(views), device=bank[0].device)
-        memory = cls(views, bank, owner, place, whitening, ones, ones, k)
-        distances, _ = memory.compare(features, own=torch.arange(k, device=bank[0].device))  # [k, V, h, w]
-        largest = (distances * inside[:, None]).flatten(2).amax(dim=2)  # [k, V]
+        kept = torch.arange(len(owner), device=owner.device)
+        memory = cls(views, bank, owner, place, whitening, ones, ones, k, search, kept)
+        scans = [level[:k] for level in features]
+        distances, _ = memory.compare(scans, own=torch.arange(k, device=owner.device))  # [k, V, h, w]
+        largest = (distances * inside[:k, None]).flatten(2).amax(dim=2)  # [k, V]
         memory.scale = largest.mean(dim=0).clamp_min(1e-6)
+        if coreset < 1:
+            joined = torch.cat([one / scale for one, scale in zip(bank, memory.scale, strict=True)], dim=1)
+            memory._keep(greedy_coreset(joined, math.ceil(coreset * len(owner)), generator or torch.Generator()))
         return memory
+
+    def _keep(self, rows: Tensor) -> None:
+        """Forget all patches but these rows of the bank; each reference keeps at least one, so that it can be named."""
+        first = [int((self.owner == scan).nonzero()[0]) for scan in range(self.references)]
+        rows = torch.cat([rows, torch.tensor(first, device=rows.device)]).unique()
+        self.bank = [one[rows] for one in self.bank]
+        self.owner, self.place, self.kept = self.owner[rows], self.place[rows], rows
 
     def compare(
         self, features: Sequence[Tensor], own: Tensor | None = None, *, residuals: bool = False
@@ -96,7 +132,8 @@ class ReferenceMemory:
 
         Args:
             features: One [B, C_j, H_j, W_j] for each level.
-            own: [B] index of the reference scan that each scan is or was made from; that one is left out. None if none.
+            own: [B] or [B, S] indices of the reference scans that each scan is or was made from (its own and the donor
+                of a pasted patch); these are left out. None if none.
             residuals: Whether the residuals of the views that show appearance (not the mirror view's) are wanted;
                 gradients flow through them into `features`.
 
@@ -111,10 +148,12 @@ class ReferenceMemory:
         ):
             B, C, h, w = look.shape
             patches = _patches(look) @ white  # [B * h * w, C]
-            left_out = None if own is None else own.repeat_interleave(h * w)  # [B * h * w]
-            nearest = _nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
-            difference = (patches - bank[nearest]) / scale
-            distances.append(difference.detach().norm(dim=1).view(B, h, w))
+            left_out = None if own is None else own.repeat_interleave(h * w, dim=0)  # [B * h * w] or [B * h * w, S]
+            found = nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
+            difference = (patches - bank[found]) / scale
+            apart = difference.detach().norm(dim=1)
+            apart = self.search.distance(patches.detach(), bank, found, apart * scale, self.owner, left_out) / scale
+            distances.append(apart.view(B, h, w))
             if residuals and view.kind != "mirror":
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
@@ -137,8 +176,8 @@ class ReferenceMemory:
             apart = (look[0, :, row, column] @ white - bank).norm(dim=1) / unit  # [N]
             by_reference = apart.new_full((self.references + self.regions, len(apart)), torch.inf)  # [k + R, N]
             by_reference[self.owner, torch.arange(len(apart), device=apart.device)] = apart
-            nearest, rows = by_reference.min(dim=1)  # [k + R]
-            distances.append(nearest)
+            closest, rows = by_reference.min(dim=1)  # [k + R]
+            distances.append(closest)
             places.append(self.place[rows].clamp_max(look[0, 0].numel() - 1))  # from a file it may be any number
         return torch.stack(distances), torch.stack(places)
 
@@ -184,8 +223,8 @@ class ReferenceMemory:
         costs one search for the patches whose nearest neighbour lay in it, and one eigendecomposition.
 
         Args:
-            features: One [k, C_j, H_j, W_j] for each level, those that were learned from.
-            content: [k, S, S] bool, as in `learn`.
+            features: One [n, C_j, H_j, W_j] for each level, those that were learned from.
+            content: [n, S, S] bool, as in `learn`.
             shrinkage: As in `learn`.
 
         Returns:
@@ -194,23 +233,28 @@ class ReferenceMemory:
         """
         k = self.references
         if k < 3:
-            return self.compare(features, own=torch.arange(k, device=self.owner.device))[0]
+            return self.compare([level[:k] for level in features], own=torch.arange(k, device=self.owner.device))[0]
+        assert self.kept is not None, "a memory from a file has no patches to learn again from"
         found = []
         for look, scale in zip(view_features(features, self.views), self.scale, strict=True):
             h, w = grid_of(look)
-            every = _patches(look)  # [k * h * w, C]
-            patches = every[patch_content(content, (h, w)).flatten()]  # [N, C]
-            nearest = _nearest(patches, patches, self.owner, self.owner)  # [N]
+            every = _patches(look)  # [n * h * w, C]
+            inside = patch_content(content, (h, w)).flatten()  # [n * h * w]
+            patches, owner = every[inside], inside.nonzero()[:, 0] // (h * w) % k  # [N, C], [N]
+            closest = nearest(patches, patches, owner, owner)  # [N]
             own = []
             for scan in range(k):
-                rest, others = self.owner != scan, nearest.clone()
-                lost = rest & (self.owner[nearest] == scan)  # their nearest neighbour is gone
-                others[lost] = rest.nonzero()[:, 0][
-                    _nearest(patches[lost], patches[rest], self.owner[rest], self.owner[lost])
-                ]
+                rest, others = owner != scan, closest.clone()
+                lost = rest & (owner[closest] == scan)  # their nearest neighbour is gone
+                others[lost] = rest.nonzero()[:, 0][nearest(patches[lost], patches[rest], owner[rest], owner[lost])]
                 white = _whitening((patches - patches[others])[rest], shrinkage)
-                query, bank = every.view(k, h * w, -1)[scan] @ white, patches[rest] @ white
-                own.append(torch.cdist(query, bank).amin(dim=1).view(h, w) / scale)
+                query, bank = (
+                    every[scan * h * w : (scan + 1) * h * w] @ white,
+                    patches[self.kept[self.owner != scan]] @ white,
+                )
+                rows = nearest(query, bank)  # [h * w]
+                apart = self.search.distance(query, bank, rows, (query - bank[rows]).norm(dim=1))
+                own.append(apart.view(h, w) / scale)
             found.append(torch.stack(own))  # [k, h, w]
         return torch.stack(found, dim=1)
 
@@ -238,7 +282,12 @@ class ReferenceMemory:
 
     @classmethod
     def from_state(
-        cls, state: dict[str, Tensor], views: Sequence[View], references: int, device: torch.device
+        cls,
+        state: dict[str, Tensor],
+        views: Sequence[View],
+        references: int,
+        device: torch.device,
+        search: Search | None = None,
     ) -> ReferenceMemory:
         """Take back what `state` returned.
 
@@ -258,7 +307,7 @@ class ReferenceMemory:
             fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and len(one) == len(owner)
         if not fits:
             raise ValueError("patch memory with tensors of the wrong shape")
-        return cls(views, bank, owner, place, whitening, scale, level, references)
+        return cls(views, bank, owner, place, whitening, scale, level, references, search)
 
 
 def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -288,7 +337,7 @@ def _patches(look: Tensor) -> Tensor:
 
 def _residual_whitening(patches: Tensor, owner: Tensor, shrinkage: float) -> Tensor:
     """[N, C] and the scan of each patch [N] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
-    return _whitening(patches - patches[_nearest(patches, patches, owner, owner)], shrinkage)
+    return _whitening(patches - patches[nearest(patches, patches, owner, owner)], shrinkage)
 
 
 def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
@@ -298,18 +347,3 @@ def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
     eye = torch.eye(covariance.shape[0], device=residual.device)
     values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * variance * eye)
     return vectors * values.clamp_min(1e-8 * variance).rsqrt()
-
-
-def _nearest(patches: Tensor, bank: Tensor, owner: Tensor, left_out: Tensor | None, chunk: int = 2048) -> Tensor:
-    """Row of the bank nearest to each patch, not counting rows of the scan that is left out for it.
-
-    [P, C], [N, C], owner [N], left_out [P] or None -> [P].
-    """
-    half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    found = [torch.empty(0, dtype=torch.long, device=bank.device)]
-    for start in range(0, patches.shape[0], chunk):
-        closeness = torch.addmm(-half_squares, patches[start : start + chunk], bank.T)  # [chunk, N]; largest is nearest
-        if left_out is not None:
-            closeness.masked_fill_(left_out[start : start + chunk, None] == owner, -torch.inf)
-        found.append(closeness.argmax(dim=1))
-    return torch.cat(found)

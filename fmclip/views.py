@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmclip.errors import TowerError
+
 
 @dataclass(frozen=True)
 class View:
@@ -36,21 +38,27 @@ class View:
     weight: float = 1.0
 
 
-def default_views(grids: Sequence[tuple[int, int]]) -> tuple[View, ...]:
+def default_views(grids: Sequence[tuple[int, int]], levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
-    The direction of each level at least half as fine as the finest; the energy of the deepest of these, which counts
-    as much as its direction and twice as much as the others'; and the mirror view of the deepest, which counts as much
-    as all the others together.
+    The direction of each of `levels`, or of each level at least half as fine as the finest; the energy of the deepest
+    of these, which counts as much as its direction and twice as much as the others'; and the mirror view of the
+    deepest, which counts as much as all the others together.
 
     Args:
         grids: (H_j, W_j) of each level, shallow to deep.
+        levels: Indices into `grids`.
 
     Returns:
         The mirror view last.
+
+    Raises:
+        TowerError: The tower has no such level.
     """
+    if any(not 0 <= level < len(grids) for level in levels):
+        raise TowerError(f"The tower has the levels 0 to {len(grids) - 1}; choose among them.")
     finest = max(rows for rows, _ in grids)
-    *others, deepest = [level for level, (rows, _) in enumerate(grids) if 2 * rows >= finest]
+    *others, deepest = sorted(set(levels)) or [level for level, (rows, _) in enumerate(grids) if 2 * rows >= finest]
     appearance = [
         *(View(level, "direction") for level in others),
         View(deepest, "direction", 2.0),
@@ -108,8 +116,7 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     mean = (distances * weights)[:, appearance].sum(dim=1) / weights[appearance].sum()  # [B, h, w]
     if len(appearance) == len(views):
         return mean
-    h, w = distances.shape[-2:]
-    middle = midline(h, w, distances.device)  # [w]
+    middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]
     informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
     return (informed * weights).sum(dim=1) / weights.sum()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "colours", "losses", "background", "progress"},
+    {"scans", "colours", "losses", "background", "progress", "search"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
@@ -16,7 +16,7 @@ ORDER = [
     {"findings", "learning"},
     {"session", "evaluation"},
     {"report"},
-    {"page", "cli", "__main__"},
+    {"page", "cli", "replay_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -25,7 +25,7 @@ from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
 from fmclip.detectors.network import FusionNetwork
-from fmclip.detectors.patch_memory import memory_map
+from fmclip.detectors.patch_memory import learn_memory, memory_map
 from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
 from fmclip.errors import CheckpointError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
@@ -66,7 +66,7 @@ class FusionMedCLIPConfig(DetectorConfig):
         "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
     )
     pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_share: float = setting(0.25, "share of the learned map beside the memory map in the answer")
+    learned_share: float = setting(0.1, "share of the learned map beside the memory map in the answer")
     learned_slope: float = setting(0.15, "how fast the learned map's evidence grows with its log-odds")
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
     smoothing: float = setting(0.6, "sigma of the Gaussian over the memory map, in patches")
@@ -159,15 +159,19 @@ class FusionMedCLIP(Detector):
         features = batched_features(tower, pixels)
         if network is not None:
             features = network.refine(features)
-        memory = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
-        own = torch.arange(pixels.shape[0], device=pixels.device)
-        honest = memory.leave_one_out(features, content, self.config.shrinkage)
-        memory.calibrate(honest, content)
+        memory, honest = learn_memory(
+            features, content, self._learn, len(content), self.config.shrinkage, self.config.smoothing
+        )
+        own = torch.arange(len(content), device=pixels.device)
         memory_maps, log_odds = self._maps(features, content, memory, network, own, honest)
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         evidence = self._combine(memory_maps, log_odds, level, content)
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
         self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
+
+    def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
+        views = default_views(self.tower.grids)
+        return ReferenceMemory.learn(features, content, views, self.config.shrinkage, references=references)
 
     def _maps(
         self,

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, to_pixels
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.evidence import image_scores, predictions, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
-from fmclip.views import default_views
+from fmclip.search import Search
+from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
+from fmclip.views import View, default_views
+
+Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
+
+
+MOST_CARRIED = 8  # with more references one more hardly changes a distance
+DROPS = 4  # references left out in turn to see what one fewer does
 
 
 @dataclass(frozen=True)
 class PatchMemoryConfig(DetectorConfig):
-    """Settings of the patch memory.
+    """Settings; those from `levels` on are ideas of PatchCore and others, with figures in benchmarks/NOTES.md."""
 
-    Attributes:
-        shrinkage: Share of the isotropic part in the residual covariance.
-        smoothing: Sigma of the Gaussian over the patch map, in patches.
-    """
+    shrinkage: float = setting(SHRINKAGE, "isotropic share of the residual covariance")
+    smoothing: float = setting(0.6, "sigma of the Gaussian over the patch map, in patches")
+    levels: tuple[int, ...] = setting((), "levels of the tower to look at, 0 the shallowest; none chooses them")
+    coreset: float = setting(1.0, "share of the reference patches that is kept")
+    copies: int = setting(0, "varied copies of each reference (moved, turned, brighter) that are remembered too")
+    neighbours: int = setting(1, "reference patches over which the distance is averaged")
+    reweighting: int = setting(0, "neighbours that weigh the distance (PatchCore, Eq. 7); 0 leaves it out")
 
-    shrinkage: float = field(default=SHRINKAGE, metadata={"help": "isotropic share of the residual covariance"})
-    smoothing: float = field(default=0.6, metadata={"help": "sigma of the Gaussian over the patch map, in patches"})
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: A setting is out of its range.
+        """
+        if not 0 < self.coreset <= 1 or self.copies < 0 or self.neighbours < 1 or self.reweighting < 0:
+            raise ValueError("coreset lies above 0 and up to 1, copies and reweighting from 0, neighbours from 1")
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> PatchMemoryConfig:
@@ -63,14 +81,51 @@ class PatchMemory(Detector):
         normals, on_event = self._begin(normals, on_event)
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
-        features = batched_features(self.tower, pixels)
-        self.memory_ = ReferenceMemory.learn(features, content, default_views(self.tower.grids), self.config.shrinkage)
-        distances = self.memory_.leave_one_out(features, content, self.config.shrinkage)
-        self.memory_.calibrate(distances, content)
+        everything = torch.cat([pixels, *self._copies(pixels, content)])
+        features = batched_features(self.tower, everything)
+        self.memory_, distances = learn_memory(
+            features,
+            content.repeat(1 + self.config.copies, 1, 1),
+            self._learn,
+            len(normals),
+            self.config.shrinkage,
+            self.config.smoothing,
+        )
         maps = memory_map(self.memory_, distances, content, self.config.smoothing)
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         on_event(Ready("patch memory", self))
         return self
+
+    def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
+        return ReferenceMemory.learn(
+            features,
+            content,
+            self._views(),
+            self.config.shrinkage,
+            references=references,
+            coreset=self.config.coreset,
+            search=self._search(),
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+
+    def _views(self) -> tuple[View, ...]:
+        return default_views(self.tower.grids, self.config.levels)
+
+    def _search(self) -> Search:
+        return Search(self.config.neighbours, self.config.reweighting)
+
+    def _copies(self, pixels: Tensor, content: Tensor) -> list[Tensor]:
+        """Varied copies of references [k, 3, S, S], a tensor of the same shape for each round."""
+        rng = np.random.default_rng(self.config.seed)
+        images, insides = pixels.permute(0, 2, 3, 1).cpu().numpy(), content.cpu().numpy()
+        rounds = []
+        for _ in range(self.config.copies):
+            varied = [
+                apply_view(draw_view(Augmentation(), rng), image, inside)
+                for image, inside in zip(images, insides, strict=True)
+            ]
+            rounds.append(torch.from_numpy(np.stack(varied)).permute(0, 3, 1, 2).to(pixels))
+        return rounds
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
@@ -95,9 +150,10 @@ class PatchMemory(Detector):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back a memory."""
         assert self.reference_scores_ is not None, "the checkpoint sets the reference scores first"
-        views = default_views(self.tower.grids)
         try:
-            self.memory_ = ReferenceMemory.from_state(state, views, len(self.reference_scores_), self.tower.device)
+            self.memory_ = ReferenceMemory.from_state(
+                state, self._views(), len(self.reference_scores_), self.tower.device, self._search()
+            )
         except (KeyError, ValueError) as error:
             raise CheckpointError("The adapter file lacks parts of its patch memory; adapt again.") from error
 
@@ -106,3 +162,46 @@ def memory_map(memory: ReferenceMemory, distances: Tensor, content: Tensor, smoo
     """Weigh the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
     maps = smooth_map(memory.evidence(distances), smoothing)
     return maps * patch_weight(content, grid_of(maps))
+
+
+def learn_memory(
+    features: Sequence[Tensor], content: Tensor, learn: Learn, references: int, shrinkage: float, smoothing: float
+) -> tuple[ReferenceMemory, Tensor]:
+    """Learn a memory and what its references look like to it, as if each were a new scan.
+
+    Leave-one-out compares each reference with k - 1 others, but a query is compared with k. With few references that is
+    a difference: patches find a nearer neighbour among more, and the whitening is less in-sample. How much one fewer
+    lengthens the distances is measured by leaving out two at a time, and carried on from k - 1 to k as a power of the
+    number of references.
+
+    Args:
+        features: One [n, C_j, H_j, W_j] for each level, as for `ReferenceMemory.learn`.
+        content: [n, S, S] bool.
+        learn: Takes features, content and k and returns the memory.
+        references: k.
+        shrinkage: Share of the isotropic part in the residual covariance.
+        smoothing: Sigma of the Gaussian over the map, in patches.
+
+    Returns:
+        The memory, calibrated; distances of the references [k, V, h, w].
+    """
+    memory = learn(features, content, references)
+    distances = memory.leave_one_out(features, content, shrinkage)  # [k, V, h, w]
+    memory.calibrate(distances, content[:references])
+    if not 4 <= references <= MOST_CARRIED:
+        return memory, distances
+    pictures = torch.arange(len(content), device=content.device)
+    changes = []
+    for dropped in range(min(DROPS, references)):
+        rest = pictures[pictures % references != dropped]
+        fewer = learn([level[rest] for level in features], content[rest], references - 1)
+        longer = fewer.leave_one_out([level[rest] for level in features], content[rest], shrinkage)
+        longer = longer * (fewer.scale / memory.scale).view(-1, 1, 1)  # [k - 1, V, h, w]
+        kept = rest[: references - 1]
+        nearer, farther = (
+            image_scores(memory_map(memory, one, content[kept], smoothing)) for one in (distances[kept], longer)
+        )
+        changes.append((nearer / farther).log().mean())
+    change = float(torch.stack(changes).mean().clamp_max(0))  # of the logarithm, from k - 2 to k - 1 references
+    k = references
+    return memory, distances * math.exp(change * math.log(k / (k - 1)) / math.log((k - 1) / (k - 2)))

@@ -128,9 +128,7 @@ def from_synthesis(
         labels=masks.flatten(1).amax(dim=1),
         masks=_coarse(masks),
         is_drawn=torch.ones(len(scans), dtype=torch.bool),
-        sources=torch.tensor(
-            [[scan.source, scan.anomaly.patch.source if scan.anomaly and scan.anomaly.patch else -1] for scan in scans]
-        ),
+        sources=torch.tensor([scan.sources for scan in scans]),
     )
 
 

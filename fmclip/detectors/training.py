@@ -39,7 +39,8 @@ class Pool:
         scans: P pairs with their records.
         pixels: [P, 3, S, S] float32 in [0, 1] on the CPU.
         masks: [P, m, m] share of each cell that is anomalous.
-        sources: [P] index of the reference that each was made from.
+        sources: [P, 2] indices of the reference that each was made from, and of the donor of its patch or -1; [P, 1] of
+            two references, where leaving out both would leave nothing to compare with.
     """
 
     scans: list[SyntheticScan]
@@ -75,7 +76,7 @@ def synthesise(
         scans=scans,
         pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
         masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
-        sources=torch.tensor([scan.source for scan in scans]),
+        sources=torch.tensor([scan.sources for scan in scans])[:, : 2 if len(images) > 2 else 1],
     )
 
 

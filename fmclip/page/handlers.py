@@ -15,7 +15,7 @@ import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, html, references
+from fmclip.page import answers, exports, html, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
@@ -289,6 +289,15 @@ class Handlers:
         visitor = self._visitors.get(token)
         visitor.threshold = None
         return answers.show(visitor)
+
+    @guarded("export_note")
+    def take_away(self, name: str, token: str) -> Iterator[Updates]:
+        """Make the report ("report") or the zip ("everything") of what is shown."""
+        try:
+            yield from exports.offer(self._visitors.get(token), name)
+        except Exception:
+            yield {name: gr.update(interactive=True)}
+            raise
 
     # the page itself
 

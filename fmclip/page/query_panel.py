@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from fmclip.colours import COLOUR_MAPS, COLOURS
-from fmclip.page import html, style
+from fmclip.page import exports, html, style
 from fmclip.page.answers import NO_QUERIES
 from fmclip.page.handlers import Handlers
 from fmclip.page.reviewing import Reviewing
@@ -41,6 +41,7 @@ def query_panel(parts: dict[str, Any]) -> None:
                 _viewer(parts)
             with gr.Column(scale=3, min_width=260):
                 parts["verdict"] = gr.HTML(elem_id="verdict")
+                exports.lay_out(parts)
         _closer_look(parts)
     parts["clear_queries"] = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
 
@@ -124,6 +125,7 @@ def connect_queries(parts: dict[str, Any], handlers: Handlers, reading: list[Any
     for name in ("cards", "overview"):
         on(parts[name].click, handlers.select, takes_event=True)
 
+    exports.wire(parts, on, handlers)
     reviewing = Reviewing(handlers)
     on(parts["colours"].input, reviewing.choose_colours, [parts["colours"]])
     on(parts["spot"].click, reviewing.ask, takes_event=True, concurrency_limit=4, trigger_mode="always_last")

@@ -143,9 +143,9 @@ def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
         raise
 
 
-def new_file(suffix: str) -> Path:
+def new_file(suffix: str, stem: str = "fmclip-adapter") -> Path:
     """Name a file for download that nobody can guess, in a folder of gradio's cache."""
     token = secrets.token_hex(16)
     folder = Path(get_upload_folder()) / token
     folder.mkdir(parents=True)
-    return folder / f"fmclip-adapter-{token[:8]}{suffix}"
+    return folder / f"{stem}-{token[:8]}{suffix}"

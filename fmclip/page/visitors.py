@@ -48,6 +48,7 @@ class Visitor:
         in_editor: The query that lies in the editor.
         has_example: Whether the scans are those of an example case.
         download: The adapter as a file, for the download button.
+        exports: Files of the report and of everything, by kind, once they were asked for.
         seen: When the visitor last did something.
     """
 
@@ -70,6 +71,7 @@ class Visitor:
     in_editor: Scan | None = None
     has_example: bool = False
     download: str | None = None
+    exports: dict[str, str] = field(default_factory=dict)
     seen: float = field(default_factory=time.monotonic)
 
     @property
@@ -91,7 +93,8 @@ class Visitor:
     def close(self) -> None:
         """Stop what runs and let go of everything."""
         self.session.close()
-        delete(self.download)
+        for file in (self.download, *self.exports.values()):
+            delete(file)
 
 
 class Visitors:

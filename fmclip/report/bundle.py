@@ -47,7 +47,7 @@ def write_bundle(path: Path, findings: Sequence[Finding], record: RunRecord) -> 
         folder = Path(name)
         write_all(folder, findings, record)
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            archive.writestr(file.relative_to(folder).as_posix(), file.read_bytes())  # no owner, no time
+            archive.writestr(file.relative_to(folder).as_posix(), file.read_bytes())  # without its owner
 
 
 def write_all(folder: Path, findings: Sequence[Finding], record: RunRecord) -> None:

@@ -154,11 +154,11 @@ def _stand_in(reference: DicomReference, shape: tuple[int, int]) -> Dataset:
     for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
         setattr(image, name, "")
     image.StudyDate = image.StudyTime = ""
-    if reference.spacing is not None:
-        image.PixelSpacing, image.SliceThickness = list(reference.spacing), reference.thickness
-    has_place = reference.position is not None and reference.orientation is not None and reference.spacing is not None
-    if has_place and reference.frame_of_reference is not None:
+    plane = reference.spacing, reference.thickness, reference.position, reference.orientation
+    if reference.frame_of_reference is not None and None not in plane:
+        # all or nothing: readers refuse half a geometry, and without one the mask still lies on the image's pixels
         image.FrameOfReferenceUID = reference.frame_of_reference
+        image.PixelSpacing, image.SliceThickness = list(reference.spacing or ()), reference.thickness
         image.ImagePositionPatient = list(reference.position or ())
         image.ImageOrientationPatient = list(reference.orientation or ())
     return image

@@ -80,20 +80,22 @@ def _scan_page(finding: Finding, place: int, count: int, record: RunRecord) -> F
     _verdict(figure, finding, place, count)
     scan, enlarged = _enlarged(finding, _PICTURE_SIDE)
     picture = overlay(scan, enlarged, finding.threshold)
-    _picture(figure, (_LEFT, 0.53, 0.4, 0.325), scan.pixels, "Scan")
-    _picture(figure, (0.51, 0.53, 0.4, 0.325), picture, "Overlay; the contour is the threshold")
-    draw_colour_scale(figure.add_axes((0.51, 0.505, 0.4, 0.014)), finding.threshold)
-    histogram = figure.add_axes((_LEFT + 0.04, 0.29, 0.36, 0.135))
+    height = min(0.34, 0.4 * _A4[0] / _A4[1] * scan.height / scan.width)
+    y = 0.85 - height
+    _picture(figure, (_LEFT, y, 0.4, height), scan.pixels, "Scan")
+    _picture(figure, (0.51, y, 0.4, height), picture, "Overlay; the contour is the threshold")
+    draw_colour_scale(figure.add_axes((0.51, y - 0.025, 0.4, 0.014)), finding.threshold)
+    histogram = figure.add_axes((_LEFT + 0.04, y - 0.235, 0.36, 0.135))
     draw_score_histogram(histogram, finding.reference_scores, finding.threshold, {finding.label: finding.score})
     histogram.set_title("Scores of the reference scans, and this scan", fontsize=9, loc="left", color=_MUTED)
     histogram.tick_params(labelsize=7)
-    histogram.xaxis.label.set_fontsize(8)
-    histogram.yaxis.label.set_fontsize(8)
-    _rows(figure, 0.535, 0.418, _facts(finding, record))
-    _paragraph(figure, 0.232, limits(record), "How far this carries")
+    for label in (histogram.xaxis.label, histogram.yaxis.label):
+        label.set_fontsize(8)
+    _rows(figure, 0.535, y - 0.11, _facts(finding, record))
+    _paragraph(figure, y - 0.29, limits(record), "How far this carries")
     if finding.scan.notes:
-        _paragraph(figure, 0.172, "; ".join(finding.scan.notes) + ".", "About this scan")
-    _settings(figure, 0.118, record)
+        _paragraph(figure, y - 0.355, "; ".join(finding.scan.notes) + ".", "About this scan", lines=2)
+    _settings(figure, 0.11, record)
     return figure
 
 
@@ -121,7 +123,7 @@ def _summary_page(part: Sequence[Finding], before: int, ordered: Sequence[Findin
     if len(ordered) <= _THUMBNAILS:
         _thumbnails(figure, ordered, top - (len(part) + 2) * step)
     _paragraph(figure, 0.205, limits(record), "How far this carries")
-    _settings(figure, 0.118, record)
+    _settings(figure, 0.11, record)
     return figure
 
 
@@ -162,7 +164,7 @@ def _facts(finding: Finding, record: RunRecord) -> list[tuple[str, str]]:
         ("Score", f"{finding.score:.3f}"),
         (
             "Threshold",
-            f"{finding.threshold:.3f}" + (f", set by hand (calibrated: {calibrated:.3f})" if by_hand else ""),
+            f"{finding.threshold:.3f}" + (f", by hand (calibrated {calibrated:.3f})" if by_hand else ""),
         ),
         ("Area above it", _share((finding.map > finding.threshold).mean())),
         ("Reference scans", str(len(finding.reference_scores))),
@@ -196,9 +198,18 @@ def _rows(figure: Figure, x: float, y: float, rows: Sequence[tuple[str, str]]) -
         figure.text(x + 0.135, y - number * 0.0185, textwrap.shorten(value, 48), fontsize=8.5)
 
 
-def _paragraph(figure: Figure, y: float, text: str, title: str, *, size: float = 8.5, width: int = 108) -> None:
+def _paragraph(
+    figure: Figure, y: float, text: str, title: str, *, size: float = 8.5, width: int = 108, lines: int = 4
+) -> None:
     figure.text(_LEFT, y, title, fontsize=8.5, color=_MUTED)
-    figure.text(_LEFT, y - 0.006, "\n".join(textwrap.wrap(text, width)[:4]), fontsize=size, va="top", linespacing=1.35)
+    figure.text(
+        _LEFT,
+        y - 0.006,
+        "\n".join(textwrap.wrap(text, width, max_lines=lines)),
+        fontsize=size,
+        va="top",
+        linespacing=1.35,
+    )
 
 
 def _picture(figure: Figure, place: tuple[float, float, float, float], picture: np.ndarray, title: str) -> None:

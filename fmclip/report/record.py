@@ -13,7 +13,6 @@ from fmclip.checkpoint import parse_config
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig
 from fmclip.errors import FmclipError
 from fmclip.scans import AS_STORED, Scan, name_window, parse_window
-from fmclip.session import Finding
 
 FORMAT, FORMAT_VERSION = "fmclip-run", 1
 MAX_CHARS = 2**20
@@ -80,7 +79,7 @@ class RunRecord:
         cls,
         detector: Detector,
         calibration: Calibration,
-        findings: Sequence[Finding],
+        queries: Sequence[ScanRecord],
         *,
         references: Sequence[Scan] = (),
         window: str | None = None,
@@ -90,7 +89,7 @@ class RunRecord:
         Args:
             detector: The detector that answered.
             calibration: Its calibration.
-            findings: What it said.
+            queries: What it was asked about, with the scores.
             references: The scans that it was fitted to; () where they are not at hand.
             window: Name of the window that the scans were read with.
         """
@@ -105,7 +104,7 @@ class RunRecord:
             window=window or AS_STORED,
             calibration=calibration,
             references=tuple(ScanRecord.of(scan) for scan in references),
-            queries=tuple(ScanRecord.of(finding.scan, finding.score) for finding in findings),
+            queries=tuple(queries),
             versions={name: here[name] for name in VERSIONS},
             date=here["date"],
         )

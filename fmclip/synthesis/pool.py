@@ -33,6 +33,12 @@ class SyntheticScan:
     source: int
     view: View | None = None
 
+    @property
+    def sources(self) -> tuple[int, int]:
+        """Indices of the normal scans that it holds parts of: `source`, and the donor of a pasted patch or -1."""
+        patch = self.anomaly.patch if self.anomaly else None
+        return self.source, patch.source if patch else -1
+
     def to_dict(self) -> dict[str, Any]:
         """The record to `replay` the pair from: plain numbers, strings and dicts, ready for JSON."""
         return {

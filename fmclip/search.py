@@ -1,0 +1,121 @@
+"""Nearest neighbours among patches: exact search as one matrix product, coreset, k-NN reweighting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 2048  # patches searched for at a time
+PROJECTED = 128  # width in which the coreset is chosen; more changes little (PatchCore, section 3.2)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far a patch is from a bank of patches.
+
+    Attributes:
+        neighbours: The distance is the mean over that many nearest patches.
+        reweighting: b > 0 weighs a distance by 1 - softmax of the distances to the nearest patch and its b neighbours
+            in the bank, so that patches near rare reference patches count more (PatchCore, Eq. 7); 0 leaves it out.
+    """
+
+    neighbours: int = 1
+    reweighting: int = 0
+
+    def distance(
+        self,
+        patches: Tensor,
+        bank: Tensor,
+        found: Tensor,
+        apart: Tensor,
+        owner: Tensor | None = None,
+        left_out: Tensor | None = None,
+    ) -> Tensor:
+        """Distance of each patch to the bank.
+
+        Args:
+            patches: [P, C].
+            bank: [N, C].
+            found: [P] row of the nearest patch, as `nearest` returns it.
+            apart: [P] distance to that patch.
+            owner: [N], with `left_out`.
+            left_out: [P] or [P, S], see `nearest`.
+
+        Returns:
+            [P].
+        """
+        answer = apart
+        if self.neighbours > 1:
+            rows = k_nearest(patches, bank, self.neighbours, owner, left_out)  # [P, n]
+            answer = _norms(patches, bank, rows).mean(dim=1)
+        if self.reweighting > 0:
+            rows = k_nearest(bank[found], bank, self.reweighting + 1, owner, left_out)  # [P, b + 1], itself among them
+            around = torch.logsumexp(_norms(patches, bank, rows), dim=1)
+            answer = answer * (1 - (apart - around).exp())
+        return answer
+
+
+def nearest(patches: Tensor, bank: Tensor, owner: Tensor | None = None, left_out: Tensor | None = None) -> Tensor:
+    """Row of the bank nearest to each patch, not counting rows of the scans that are left out for it.
+
+    Args:
+        patches: [P, C].
+        bank: [N, C].
+        owner: [N] scan of each row of the bank; with `left_out` only.
+        left_out: [P] or [P, S] scans that are left out for each patch, -1 for none.
+
+    Returns:
+        [P].
+    """
+    return k_nearest(patches, bank, 1, owner, left_out)[:, 0]
+
+
+def k_nearest(
+    patches: Tensor, bank: Tensor, k: int, owner: Tensor | None = None, left_out: Tensor | None = None
+) -> Tensor:
+    """Rows of the bank nearest to each patch, the nearest first: [P, min(k, N)]; see `nearest`."""
+    if left_out is not None and left_out.ndim == 1:
+        left_out = left_out[:, None]  # [P, S]
+    k = min(k, bank.shape[0])
+    half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
+    found = [torch.empty(0, k, dtype=torch.long, device=bank.device)]
+    for start in range(0, patches.shape[0], CHUNK):
+        closeness = torch.addmm(-half_squares, patches[start : start + CHUNK], bank.T)  # [chunk, N]; largest is nearest
+        if left_out is not None:
+            for one in left_out[start : start + CHUNK].T:  # [chunk]
+                closeness.masked_fill_(one[:, None] == owner, -torch.inf)
+        found.append(closeness.argmax(dim=1, keepdim=True) if k == 1 else closeness.topk(k, dim=1).indices)
+    return torch.cat(found)
+
+
+def greedy_coreset(patches: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Choose patches so that none is far from a chosen one: greedy k-centre in a random projection.
+
+    PatchCore, Algorithm 1 (Roth et al. 2022).
+
+    Args:
+        patches: [N, C].
+        size: How many to choose, 1 to N.
+        generator: Draws the projection and the first patch.
+
+    Returns:
+        [size] rows, sorted.
+    """
+    N, C = patches.shape
+    if size >= N:
+        return torch.arange(N, device=patches.device)
+    if C > PROJECTED:
+        patches = patches @ (torch.randn(C, PROJECTED, generator=generator) / PROJECTED**0.5).to(patches)
+    chosen = [int(torch.randint(N, (1,), generator=generator))]
+    apart = (patches - patches[chosen[0]]).square().sum(dim=1)  # [N] to the nearest chosen one
+    for _ in range(size - 1):
+        chosen.append(int(apart.argmax()))
+        apart = torch.minimum(apart, (patches - patches[chosen[-1]]).square().sum(dim=1))
+    return torch.tensor(sorted(chosen), device=patches.device)
+
+
+def _norms(patches: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
+    """[P, C], [N, C], rows [P, n] -> distances [P, n], row by row, so that no [P, n, C] lies in memory."""
+    return torch.stack([(patches - bank[one]).norm(dim=1) for one in rows.T], dim=1)
