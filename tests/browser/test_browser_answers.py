@@ -85,12 +85,12 @@ def test_a_click_shows_what_the_spot_was_compared_with(mapped: Page, tmp_path):
 
     spot = mapped.locator("#spot .fm-spot")
     frame = spot.bounding_box()
-    spot.click(position={"x": 0.3 * frame["width"], "y": 0.5 * frame["height"]})
+    spot.click(position={"x": 0.3 * frame["width"], "y": 0.46 * frame["height"]})
     expect(mapped.locator("#why h4")).not_to_contain_text(f"{highest:.2f}")
     patch = mapped.locator("#spot .fm-patch").bounding_box()
     frame = spot.bounding_box()
     assert patch["x"] <= frame["x"] + 0.3 * frame["width"] <= patch["x"] + patch["width"]
-    assert patch["y"] <= frame["y"] + 0.5 * frame["height"] <= patch["y"] + patch["height"]
+    assert patch["y"] <= frame["y"] + 0.46 * frame["height"] <= patch["y"] + patch["height"]
 
     there = mapped.locator("#why h4").inner_text()
     spot.focus()
