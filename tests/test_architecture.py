@@ -12,7 +12,7 @@ ORDER = [
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures", "explain"},
+    {"checkpoint", "figures", "explain", "explanation_figure"},
     {"learning"},
     {"session", "evaluation"},
     {"report"},
