@@ -1,12 +1,14 @@
 """Why a spot of a scan looks odd: the reference patches it was compared with, and the maps that the answer is made of.
 
+Beside that, where the tower itself looks, and what speaks for "abnormal" where it can read.
+
 Features of the one scan are computed again for each question (one forward pass), so that nothing large is kept between
 a query and the question why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, cast, runtime_checkable
@@ -19,10 +21,13 @@ from fmclip.calibration import distinct
 from fmclip.detectors import Detector
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.evidence import to_unit
-from fmclip.errors import FmclipError
+from fmclip.detectors.manual_prompts import embed_manual_prompts
+from fmclip.errors import FmclipError, TowerError
 from fmclip.maps import resize_map, smooth_map
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.scans import Letterbox, Scan
+from fmclip.towers import Tower
+from fmclip.towers.saliency import attention_rollout, grad_cam
 from fmclip.views import midline
 
 COUNT = 3
@@ -194,6 +199,52 @@ def explain(
         parts=prediction.parts,
         map=prediction.map,
     )
+
+
+def attention_map(detector: Detector, scan: Scan) -> np.ndarray:
+    """Where the image tower looks (`towers.saliency.attention_rollout`), on the source pixels.
+
+    Args:
+        detector: Its tower is asked, with what stage 3 has changed in it.
+        scan: Any scan.
+
+    Returns:
+        [H, W] float32 in [0, 1], 1 at the place that is looked at most.
+
+    Raises:
+        TowerError: The tower is a CNN, or its attention is of a kind that is not known.
+    """
+    return _looked_at(scan, attention_rollout, getattr(detector, "adapted_", detector.tower))
+
+
+def words_map(detector: Detector, scan: Scan) -> np.ndarray:
+    """Which places speak for "abnormal" and against "normal", as the tower reads these words: Grad-CAM.
+
+    Args:
+        detector: Its tower is asked, about hand-written prompts for its scan type (`detectors.manual_prompts`).
+        scan: Any scan.
+
+    Returns:
+        [H, W] float32 in [0, 1] on the source pixels, 1 at the strongest place; all 0 where nothing speaks for it.
+
+    Raises:
+        TowerError: The tower's halves were never trained together: it has no score of a picture and words.
+    """
+    if not detector.tower.paired:
+        raise TowerError(
+            f"The two halves of the tower {detector.tower.name} were never trained together, so that it cannot tell "
+            "how well a scan goes with words. Choose a CLIP (ViT-L-14:openai) to see Grad-CAM."
+        )
+    normal, abnormal = embed_manual_prompts(detector.tower, detector.config.scan_type)
+    return _looked_at(scan, partial(grad_cam, direction=abnormal - normal), detector.tower)
+
+
+def _looked_at(scan: Scan, look: Callable[[Tower, Tensor], Tensor], tower: Tower) -> np.ndarray:
+    """Ask a tower for a map [1, h, w] and bring it to the source pixels, its highest place to 1."""
+    pixels, _, (box,) = to_pixels([scan], tower)
+    square = resize_map(look(tower, pixels), (box.size, box.size))[0]
+    found = box.restore(square.float().cpu().numpy())
+    return found / max(float(found.max()), 1e-12)
 
 
 def _shares(memory: ReferenceMemory, grid: tuple[int, int], column: int) -> list[float]:

@@ -19,6 +19,7 @@ from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
@@ -222,6 +223,14 @@ def extend(adapter: Adapter, tower: str, device: str, regions: Sequence[NormalRe
         detector = adapter.build(tower, device)
         mark_normal(detector, regions, keep=keep)
         return Adapter.of(detector, adapter.window)
+
+
+def look_at(adapter: Adapter, tower: str, device: str, scan: Scan, *, words: bool) -> np.ndarray:
+    """Say where the tower looks, or with `words` what speaks for "abnormal", see `fmclip.explain`: [H, W] in [0, 1]."""
+    from fmclip.explain import attention_map, words_map
+
+    with _readable_errors():
+        return (words_map if words else attention_map)(_built(adapter, tower, device), scan)
 
 
 def forget(adapter: Adapter) -> None:

@@ -31,6 +31,7 @@ from fmclip.learning import (
     forget,
     learn,
     load_tower,
+    look_at,
 )
 from fmclip.progress import Progress as Progress
 from fmclip.progress import Tracker
@@ -271,6 +272,26 @@ class Session:
         where = adapter, self.tower, self.device
         marked = [region.scan for region in self._regions]
         return explain_spot(*where, scan, x, y, references=self.references, regions=marked, count=count)
+
+    def attention(self, scan: Scan) -> np.ndarray:
+        """Where the image tower looks: [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.attention_map`.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            TowerError: The tower is a CNN, as the embedded one is.
+        """
+        adapter, _ = self._require_state()
+        return look_at(adapter, self.tower, self.device, scan, words=False)
+
+    def grad_cam(self, scan: Scan) -> np.ndarray:
+        """What speaks for "abnormal": [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.words_map`.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            TowerError: The tower's halves were never trained together.
+        """
+        adapter, _ = self._require_state()
+        return look_at(adapter, self.tower, self.device, scan, words=True)
 
     def save(self, path: Path | str) -> None:
         """Write the adapter to one safetensors file.

@@ -12,7 +12,7 @@ ORDER = [
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures", "explain", "regions"},
+    {"checkpoint", "figures", "explain", "explanation_figure", "regions"},
     {"findings", "learning"},
     {"session", "evaluation"},
     {"report"},

@@ -116,6 +116,8 @@ def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(
     assert page["why"].count("<img") >= 4
     assert "fm-patch" in page["spot"]
     assert "Layer by layer" in page["maps"]
+    assert "where the tower looks" in page["maps"]  # a transformer
+    assert "reads the word" not in page["maps"]  # whose halves were never trained together
     assert shown(handlers.redraw(0.7, 0.4, ME))["why"] == page["why"]
     other = shown(handlers.select(event(index=0), ME))
     assert explaining.ASK in other["why"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,13 @@ MAP_HINTS = {
 }
 
 
+LOOKS = {
+    "Attention": "where the tower looks, which need not be odd; contour at half of the highest",
+    "Words": 'what speaks for "abnormal" as the tower reads the word; contour at half of the highest',
+}
+"""What the tower itself can tell, where it can."""
+
+
 @dataclass(frozen=True, eq=False)
 class Why:
     """The answer to one question of a visitor, small enough to be kept.
@@ -37,21 +45,21 @@ class Why:
     Attributes:
         explanation: Why the spot is odd; the maps of its views are thumbnails, those of the answer are left out.
         adapter: Key of the adapter that was asked.
-        attention: Where a transformer tower looks, [h, w] in [0, 1]; None for other towers.
+        looks: Where the tower itself looks, by the names in `LOOKS`, [h, w] in [0, 1]; only what the tower can tell.
     """
 
     explanation: Explanation
     adapter: str
-    attention: np.ndarray | None = None
+    looks: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, explanation: Explanation, adapter: str, attention: np.ndarray | None = None) -> Why:
+    def of(cls, explanation: Explanation, adapter: str, looks: Mapping[str, np.ndarray]) -> Why:
         """Keep what the page shows of an explanation."""
         scale = min(1.0, THUMBNAIL_SIDE / max(explanation.map.shape))
         views = tuple(replace(view, map=resize(view.map, scale)) for view in explanation.views)
         nothing = np.zeros((1, 1), np.float32)
         small = replace(explanation, views=views, parts={}, map=nothing)
-        return cls(small, adapter, None if attention is None else resize(attention, scale))
+        return cls(small, adapter, {name: resize(look, scale) for name, look in looks.items()})
 
     def is_about(self, finding: Finding) -> bool:
         """Whether the question was about this finding."""
@@ -122,8 +130,7 @@ def maps(finding: Finding, threshold: float, opacity: float, colours: str, why: 
             draw(_title(view), f"{100 * view.share:.0f} % of the answer at the spot", view.map, 0.5, small)
             for view in why.explanation.views
         )
-        if why.attention is not None:
-            drawn += draw("attention", "where the tower looks, not what is odd", why.attention, 0.5, small)
+        drawn += "".join(draw(name, LOOKS[name], look, 0.5, small) for name, look in why.looks.items())
         layers = (
             f'<p class="fm-count">Layer by layer, as the patch memory sees it</p><div class="fm-maps">{drawn}</div>'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.colours import COLOUR_MAPS
-from fmclip.errors import FmclipError
+from fmclip.errors import FmclipError, TowerError
 from fmclip.page import answers, explaining, html, references
 from fmclip.page.answers import Updates
 from fmclip.page.handlers import Handlers, guarded
@@ -57,7 +58,11 @@ class Reviewing:
 
     def _explain(self, visitor: Visitor, finding: Finding, x: float, y: float) -> Updates:
         explanation = visitor.session.explain(finding.scan, x, y)
-        visitor.why = explaining.Why.of(explanation, visitor.session.adapter_key)
+        looks = {}
+        for name, look in (("Attention", visitor.session.attention), ("Words", visitor.session.grad_cam)):
+            with contextlib.suppress(TowerError):  # most towers can tell one of them, or none
+                looks[name] = look(finding.scan)
+        visitor.why = explaining.Why.of(explanation, visitor.session.adapter_key, looks)
         return {"why_note": "", **answers.closer(visitor, finding)}
 
     @guarded("normal_note")
