@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from fmclip.errors import FmclipError, NotFittedError
 from fmclip.findings import Adapted as Adapted
 from fmclip.findings import Finding as Finding
