@@ -29,7 +29,7 @@ def lay_out(parts: dict[str, Any]) -> None:
     with gr.Row(elem_classes="fm-files"):
         for name, (_, title) in FILES.items():
             parts[name] = gr.Button(title, size="sm", min_width=130, elem_id=name)
-            parts[f"{name}_file"] = gr.DownloadButton(title, visible="hidden", elem_id=f"{name}-file")
+            parts[f"{name}_file"] = gr.DownloadButton(title, elem_classes="fm-hidden", elem_id=f"{name}-file")
     parts["export_note"] = gr.HTML(elem_id="export-note")
 
 

@@ -60,17 +60,10 @@ def _viewer(parts: dict[str, Any]) -> None:
     with gr.Row():
         parts["opacity"] = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=140, elem_id="opacity")
         parts["threshold"] = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold", min_width=140, elem_id="threshold")
-    with gr.Row(elem_classes="fm-links"):
-        parts["colours"] = gr.Radio(
-            [(name.capitalize(), name) for name in COLOUR_MAPS],
-            value=COLOURS,
-            label="Colours",
-            min_width=200,
-            elem_id="colours",
-        )
-        parts["reset"] = gr.Button(
-            "Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet"
-        )
+    parts["reset"] = gr.Button("Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet")
+    parts["colours"] = gr.Radio(
+        [(name.capitalize(), name) for name in COLOUR_MAPS], value=COLOURS, label="Colours", elem_id="colours"
+    )
 
 
 def _closer_look(parts: dict[str, Any]) -> None:
