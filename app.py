@@ -18,11 +18,12 @@ with contextlib.suppress(ImportError):
 import gradio as gr
 
 from fmclip.page import html, style
-from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
+from fmclip.page.query_panel import connect_queries, query_panel
 from fmclip.page.references import WINDOW_INFO
+from fmclip.page.tour import TOUR
 from fmclip.page.tower import TowerLoader
 from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
 from fmclip.page.visitors import Visitors
@@ -31,12 +32,6 @@ from fmclip.page.wiring import connect, token_of
 TOWER = os.environ.get("FMCLIP_TOWER", "mini")
 DEVICE = os.environ.get("FMCLIP_DEVICE", "auto")
 EXAMPLES = Path(__file__).parent / "examples"
-CARD_CLICK = """
-element.addEventListener('click', (event) => {
-  const card = event.target.closest('.fm-card');
-  if (card) trigger('click', {index: Number(card.dataset.index)});
-});
-"""
 PICK_CLICK = """
 element.addEventListener('click', (event) => {
   const pick = event.target.closest('.fm-pick');
@@ -56,6 +51,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
 
     with gr.Blocks(title="fmclip", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(html.HEADER)
+        gr.HTML(TOUR, elem_id="tour")
         parts["tower"] = gr.HTML(elem_id="tower")
         with gr.Row(equal_height=True):
             with gr.Column(elem_classes="fm-panel", min_width=340):
@@ -129,41 +125,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         "Load adapter", size="sm", file_types=[".safetensors"], min_width=130, elem_id="load"
                     )
         with gr.Column(elem_classes="fm-panel"):
-            gr.HTML(html.step_title(3, "Query", "Scans to be compared with the references: overlay, score and rank."))
-            parts["query_files"] = gr.File(
-                label="Upload scans to be compared",
-                file_count="multiple",
-                height=120,
-                elem_id="query-files",
-                elem_classes="fm-file",
-            )
-            parts["query_note"] = gr.HTML(elem_id="query-note")
-            parts["waiting"] = gr.HTML(html.empty(NO_QUERIES), elem_id="waiting")
-            with gr.Row(visible=False, equal_height=False) as parts["answers"]:
-                with gr.Column(scale=3, min_width=240):
-                    parts["cards"] = cards = gr.HTML(elem_id="cards", js_on_load=CARD_CLICK)
-                with gr.Column(scale=5, min_width=320):
-                    parts["slider"] = gr.ImageSlider(
-                        label="Original | overlay",
-                        format="png",
-                        interactive=False,
-                        slider_position=30,
-                        max_height=620,
-                        buttons=["fullscreen"],
-                        elem_id="slider",
-                    )
-                    parts["legend"] = gr.HTML(elem_id="legend")
-                    with gr.Row():
-                        opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=140, elem_id="opacity")
-                        threshold = parts["threshold"] = gr.Slider(
-                            0, 1, 0.5, step=0.01, label="Threshold", min_width=140, elem_id="threshold"
-                        )
-                    reset = gr.Button(
-                        "Back to the calibrated threshold", size="sm", elem_id="reset", elem_classes="fm-quiet"
-                    )
-                with gr.Column(scale=3, min_width=260):
-                    parts["verdict"] = gr.HTML(elem_id="verdict")
-            clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
+            query_panel(parts)
 
         on = partial(connect, parts)
         reading = [slice_text, window]
@@ -177,13 +139,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
-        on(parts["query_files"].upload, handlers.add_queries, [parts["query_files"], *reading], concurrency_limit=4)
-        on(clear_queries.click, handlers.clear_queries)
-        for slider in (opacity, threshold):
-            on(slider.input, handlers.redraw, [opacity, threshold], concurrency_limit=8, trigger_mode="always_last")
-        on(reset.click, handlers.reset_threshold)
-
-        on(cards.click, handlers.select, takes_event=True)
+        connect_queries(parts, handlers, reading)
         on(page.load, handlers.arrive)
 
         def leave(request: gr.Request) -> None:

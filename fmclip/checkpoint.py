@@ -24,6 +24,7 @@ from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors.base import Detector, DetectorConfig
 from fmclip.errors import CheckpointError, FmclipError, NotFittedError, TowerError
+from fmclip.memory import MAX_REGIONS
 from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
@@ -240,7 +241,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: D
     pictures = references * (1 + getattr(config, "copies", 0))
     patches = shapes.get("memory.owner", ())
     rows, columns = min(tower.grids[view.level] for view in views)
-    fits = len(patches) == 1 and references <= patches[0] <= pictures * rows * columns
+    fits = len(patches) == 1 and references <= patches[0] <= (pictures + MAX_REGIONS) * rows * columns
     fits = fits and shapes.get("memory.place") == patches
     fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)
     for index, view in enumerate(views):
@@ -262,7 +263,7 @@ def _parse(metadata: Mapping[str, str]) -> tuple[type[Detector], DetectorConfig,
             f"It has {', '.join(DETECTORS)}."
         )
     try:
-        config = _parse_config(detector_class.config_class, _strict_json(metadata["config"]))
+        config = parse_config(detector_class.config_class, _strict_json(metadata["config"]))
         calibration = Calibration.from_dict(_strict_json(metadata["calibration"]))
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(_DAMAGED) from error
@@ -278,8 +279,13 @@ def _strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def _parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:
-    """Build a config from JSON; each value must be of the kind that the default has, and within its limits."""
+def parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> DetectorConfig:
+    """Build a config from JSON; each value must be of the kind that the default has, and within its limits.
+
+    Raises:
+        CheckpointError: A value is out of its range.
+        TypeError: A field is unknown or of another kind.
+    """
     config = config_class.from_dict(values)
     kinds = get_type_hints(config_class)
     for key, default in config_class().to_dict().items():

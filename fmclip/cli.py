@@ -1,4 +1,4 @@
-"""The same core from a shell: `adapt`, `predict` and `evaluate`."""
+"""The same core from a shell: `adapt`, `predict` and `evaluate`; `replay_cli` adds `replay`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
 from fmclip.evaluation.tables import percent
 from fmclip.figures import overlay, save_map, save_picture
+from fmclip.report import RunRecord, ScanRecord, write_report
+from fmclip.report.dicom import can_export, save_secondary_capture, save_segmentation
+from fmclip.report.files import save_nifti
 from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
-from fmclip.session import resolve_device
+from fmclip.session import Finding, resolve_device
 from fmclip.towers import Tower, get_tower
 
 app = typer.Typer(
@@ -97,7 +100,15 @@ def adapt(
 def predict(
     adapter: Annotated[Path, typer.Argument(help="Adapter file from `adapt`.")],
     scans: ScanPaths,
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv, overlays and maps.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv, run.json, overlays and maps.")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a PDF report with a page for each scan.")
+    ] = None,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write the maps as NIfTI too, where the scans lie.")] = False,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option("--dicom-seg", help="Write a DICOM Segmentation and a Secondary Capture for each DICOM scan."),
+    ] = False,
     device: DeviceName = "auto",
     tower: Annotated[
         str, typer.Option(help="Tower, if it is a local weights file; else the adapter file names it.")
@@ -114,7 +125,8 @@ def predict(
         detector, calibration = load_adapter(adapter, device=resolve_device(device), tower=chosen)
         files = find_scan_files(scans)
         out.mkdir(parents=True, exist_ok=True)
-        found = 0
+        findings: list[Finding] = []  # with their maps, for a report alone: a folder may hold thousands of scans
+        records: list[ScanRecord] = []
         with _progress() as progress, _new_text(out / "scores.csv") as file:
             table = csv.writer(file)
             table.writerow(["file", "score", "threshold", "verdict", "rank"])
@@ -127,15 +139,29 @@ def predict(
                     _warn(str(error))
                     continue
                 (prediction,) = detector.predict([scan])
-                score, threshold = prediction.score, calibration.threshold
-                words = calibration.verdict(score), calibration.describe_rank(score)
-                table.writerow([path, f"{score:.6f}", f"{threshold:.6f}", *words])
-                save_picture(out / f"{stem}_overlay.png", overlay(scan, prediction.map, threshold))
-                save_map(out / f"{stem}_map.png", prediction.map)
-                found += 1
-        if not found:
+                finding = Finding.of(scan, prediction, calibration)
+                figures = f"{finding.score:.6f}", f"{finding.threshold:.6f}"
+                table.writerow([path, *figures, finding.verdict, finding.rank])
+                save_picture(out / f"{stem}_overlay.png", overlay(scan, finding.map, finding.threshold))
+                save_map(out / f"{stem}_map.png", finding.map)
+                if nifti:
+                    save_nifti(out / f"{stem}_map.nii.gz", scan, finding.map)
+                if dicom_seg and can_export(finding):
+                    save_segmentation(out / f"{stem}_seg.dcm", finding)
+                    save_secondary_capture(out / f"{stem}_overlay.dcm", finding)
+                elif dicom_seg:
+                    _warn(f"{scan.label} is not from a DICOM file that names its study and image: no segmentation.")
+                records.append(ScanRecord.of(scan, finding.score))
+                if report is not None:
+                    findings.append(finding)
+        if not records:
             raise ScanError("None of the files could be read as a scan; nothing was mapped.")
-        typer.echo(f"{found} of {len(files)} files mapped.")
+        record = RunRecord.of(detector, calibration, records, window=name_window(shown))
+        (out / "run.json").write_text(record.to_json(), encoding="utf-8")
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            write_report(report, findings, record)
+        typer.echo(f"{len(records)} of {len(files)} files mapped.")
 
 
 @app.command()
@@ -201,6 +227,8 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
+    import fmclip.replay_cli  # noqa: F401  (adds its command)
+
     app()
 
 

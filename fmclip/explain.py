@@ -1,13 +1,16 @@
 """Why a spot of a scan looks odd: the reference patches it was compared with, and the maps that the answer is made of.
 
+Beside that, where the tower itself looks, and what speaks for "abnormal" where it can read.
+
 Features of the one scan are computed again for each question (one forward pass), so that nothing large is kept between
 a query and the question why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
@@ -18,10 +21,13 @@ from fmclip.calibration import distinct
 from fmclip.detectors import Detector
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.evidence import to_unit
-from fmclip.errors import FmclipError
+from fmclip.detectors.manual_prompts import embed_manual_prompts
+from fmclip.errors import FmclipError, TowerError
 from fmclip.maps import resize_map, smooth_map
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.scans import Letterbox, Scan
+from fmclip.towers import Tower
+from fmclip.towers.saliency import attention_rollout, grad_cam
 from fmclip.views import midline
 
 COUNT = 3
@@ -46,9 +52,10 @@ class Match:
     """The patch of one reference scan that is nearest to the spot, as one view sees it.
 
     Attributes:
-        reference: Place of the reference scan among those that were learned from, from 0; copies are not counted.
+        reference: Place of the reference scan among those that were learned from, from 0; copies are not counted. After
+            them come the regions that were marked as normal.
         label: What the person calls it ("scan 3"); "reference 3" where the pictures are not at hand, as for an adapter
-            from a file.
+            from a file; "normal region 1" for a region.
         scan: The reference scan; None where it is not at hand.
         box: Where the patch lies on the pixels of the reference scan; None where it is not at hand.
         distance: In units of the reference level: 1 is as far as the oddest patch of a normal scan, on average.
@@ -114,7 +121,14 @@ class Explanation:
 
 @torch.no_grad()
 def explain(
-    detector: Detector, scan: Scan, x: float, y: float, *, references: Sequence[Scan] = (), count: int = COUNT
+    detector: Detector,
+    scan: Scan,
+    x: float,
+    y: float,
+    *,
+    references: Sequence[Scan] = (),
+    regions: Sequence[Scan] = (),
+    count: int = COUNT,
 ) -> Explanation:
     """Find what a spot of a scan was compared with.
 
@@ -125,6 +139,7 @@ def explain(
         y: Row of the spot.
         references: The scans that were learned from, copies included; () where they are not at hand. Matches then name
             a number and no place.
+        regions: Scans of the regions that were marked as normal; () where they are not at hand.
         count: Matches for each view, each from another reference scan.
 
     Returns:
@@ -145,12 +160,14 @@ def explain(
     memory, learned_from = detector.memory_, distinct(references)
     if len(learned_from) != memory.references:
         learned_from = []  # these are not the scans it was learned from: better no pictures than wrong ones
+    regions = regions if len(regions) == memory.regions else ()
     pixels, content, (box,) = to_pixels([scan], detector.tower)
     features = detector.patch_features(pixels)
     distances, _ = memory.compare(features)  # [1, V, h, w]
     grid = cast("tuple[int, int]", tuple(distances.shape[-2:]))
     row, column = _inside(box.cell_at(x, y, grid), patch_content(content, grid)[0])
-    nearest, places = memory.nearest_by_reference(features, row, column)  # [V, k], [V, k]
+    nearest, places = memory.nearest_by_reference(features, row, column)  # [V, k + R] both
+    name_of, size = partial(_name, references=learned_from, regions=regions, count=memory.references), box.size
     relative = distances / memory.level.view(-1, 1, 1)  # [1, V, h, w]
     weight = patch_weight(content, grid)  # [1, h, w]
     shares = _shares(memory, grid, column)
@@ -166,8 +183,8 @@ def explain(
                 share=shares[index],
                 distance=float(relative[0, index, row, column]),
                 matches=tuple(
-                    _match(place, float(nearest[index, place]), int(places[index, place]), grid, learned_from, box.size)
-                    for place in order
+                    _match(owner, *name_of(owner), float(nearest[index, owner]), int(places[index, owner]), grid, size)
+                    for owner in order
                 ),
                 map=_on_scan(smooth_map(relative[:, index], detector.config.smoothing) * weight, box),
             )
@@ -184,6 +201,52 @@ def explain(
     )
 
 
+def attention_map(detector: Detector, scan: Scan) -> np.ndarray:
+    """Where the image tower looks (`towers.saliency.attention_rollout`), on the source pixels.
+
+    Args:
+        detector: Its tower is asked, with what stage 3 has changed in it.
+        scan: Any scan.
+
+    Returns:
+        [H, W] float32 in [0, 1], 1 at the place that is looked at most.
+
+    Raises:
+        TowerError: The tower is a CNN, or its attention is of a kind that is not known.
+    """
+    return _looked_at(scan, attention_rollout, getattr(detector, "adapted_", detector.tower))
+
+
+def words_map(detector: Detector, scan: Scan) -> np.ndarray:
+    """Which places speak for "abnormal" and against "normal", as the tower reads these words: Grad-CAM.
+
+    Args:
+        detector: Its tower is asked, about hand-written prompts for its scan type (`detectors.manual_prompts`).
+        scan: Any scan.
+
+    Returns:
+        [H, W] float32 in [0, 1] on the source pixels, 1 at the strongest place; all 0 where nothing speaks for it.
+
+    Raises:
+        TowerError: The tower's halves were never trained together: it has no score of a picture and words.
+    """
+    if not detector.tower.paired:
+        raise TowerError(
+            f"The two halves of the tower {detector.tower.name} were never trained together, so that it cannot tell "
+            "how well a scan goes with words. Choose a CLIP (ViT-L-14:openai) to see Grad-CAM."
+        )
+    normal, abnormal = embed_manual_prompts(detector.tower, detector.config.scan_type)
+    return _looked_at(scan, partial(grad_cam, direction=abnormal - normal), detector.tower)
+
+
+def _looked_at(scan: Scan, look: Callable[[Tower, Tensor], Tensor], tower: Tower) -> np.ndarray:
+    """Ask a tower for a map [1, h, w] and bring it to the source pixels, its highest place to 1."""
+    pixels, _, (box,) = to_pixels([scan], tower)
+    square = resize_map(look(tower, pixels), (box.size, box.size))[0]
+    found = box.restore(square.float().cpu().numpy())
+    return found / max(float(found.max()), 1e-12)
+
+
 def _shares(memory: ReferenceMemory, grid: tuple[int, int], column: int) -> list[float]:
     """Shares of the views at one column of the grid, as `views.weigh` takes them."""
     is_midline = bool(midline(*grid)[column])
@@ -191,14 +254,21 @@ def _shares(memory: ReferenceMemory, grid: tuple[int, int], column: int) -> list
     return [weight / sum(weights) for weight in weights]
 
 
+def _name(owner: int, references: Sequence[Scan], regions: Sequence[Scan], count: int) -> tuple[str, Scan | None]:
+    """What a person calls the owner of a patch, and its picture where it is at hand; `count` references were seen."""
+    if owner < count:
+        scan = references[owner] if references else None
+        return (scan.label if scan else f"reference {owner + 1}"), scan
+    return f"normal region {owner - count + 1}", regions[owner - count] if regions else None
+
+
 def _match(
-    reference: int, distance: float, place: int, grid: tuple[int, int], references: Sequence[Scan], size: int
+    owner: int, label: str, scan: Scan | None, distance: float, place: int, grid: tuple[int, int], size: int
 ) -> Match:
-    if not references:
-        return Match(reference, f"reference {reference + 1}", None, None, distance)
-    scan = references[reference]
+    if scan is None:
+        return Match(owner, label, None, None, distance)
     box = Letterbox.of((scan.height, scan.width), size).cell_box(*divmod(place, grid[1]), grid)
-    return Match(reference, scan.label, scan, box, distance)
+    return Match(owner, label, scan, box, distance)
 
 
 def _inside(cell: tuple[int, int], inside: Tensor) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """Pictures of results: overlays on one fixed colour scale, the map as a 16-bit PNG, score histogram.
 
-Overlays are NumPy and OpenCV only, so that a slider can redraw them at once. Colours are inferno's: perceptually
-uniform, rising in lightness, and readable with any colour vision.
+Overlays are NumPy and OpenCV only, so that a slider can redraw them at once.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fmclip.colours import COLOUR_MAPS, COLOURS
 from fmclip.scans import Scan
 
 OPACITY = 0.6
@@ -21,9 +22,6 @@ VISIBLE_FROM = 0.6
 """Share of the threshold below which a map is transparent."""
 CONTOUR_COLOUR = (255, 255, 255)
 MASK_COLOUR = (0, 200, 255)
-_INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO).reshape(256, 3)[
-    :, ::-1
-]  # RGB
 
 
 def colour_position(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -51,6 +49,7 @@ def overlay(
     *,
     opacity: float = OPACITY,
     mask: np.ndarray | None = None,
+    colours: str = COLOURS,
 ) -> np.ndarray:
     """Lay a map over its scan: transparent where it is low, a contour where it crosses the threshold.
 
@@ -60,6 +59,7 @@ def overlay(
         threshold: Threshold of the adapter, in [0, 1].
         opacity: Opacity of the colours at the threshold and above, in [0, 1].
         mask: bool [H, W] to be outlined as well, such as a synthetic anomaly; None for none.
+        colours: Name of the colour map in `COLOUR_MAPS`.
 
     Returns:
         [H, W, 3] uint8, RGB.
@@ -72,11 +72,11 @@ def overlay(
         raise ValueError(f"map and mask must be {shape}, the pixels of the scan")
     picture = scan.pixels if scan.pixels.ndim == 3 else cv2.cvtColor(scan.pixels, cv2.COLOR_GRAY2RGB)  # [H, W, 3]
     position = colour_position(anomaly_map, threshold)  # [H, W]
-    colours = _INFERNO[np.rint(position * 255).astype(np.uint8)]  # [H, W, 3]
+    tints = COLOUR_MAPS[colours][np.rint(position * 255).astype(np.uint8)]  # [H, W, 3]
     start = VISIBLE_FROM / 2  # in colour positions, where the threshold is at one half
     ramp = np.clip((position - start) / (0.5 - start), 0, 1)[..., None]  # [H, W, 1]
     alpha = opacity * ramp**2  # squared: most of a normal scan lies not far below the threshold, and should stay clear
-    blended = np.rint(picture * (255 * (1 - alpha)) + colours * alpha).astype(np.uint8)
+    blended = np.rint(picture * (255 * (1 - alpha)) + tints * alpha).astype(np.uint8)
     blended = draw_outline(blended, anomaly_map > threshold, CONTOUR_COLOUR)
     return blended if mask is None else draw_outline(blended, mask, MASK_COLOUR)
 
@@ -130,7 +130,14 @@ def score_histogram(
         A figure of its own, outside of pyplot's registry.
     """
     figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
-    axes = figure.subplots()
+    draw_score_histogram(figure.subplots(), reference_scores, threshold, marked)
+    return figure
+
+
+def draw_score_histogram(
+    axes: Axes, reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
+) -> None:
+    """Draw what `score_histogram` shows into axes of a larger figure."""
     axes.set(xlabel="score", ylabel="reference scans", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     bins = np.linspace(0, 1, 41)  # one scale for all scans of all adapters
@@ -143,7 +150,19 @@ def score_histogram(
         axes.annotate(label, (score, top * 0.14), rotation=90, ha="center", va="bottom", fontsize=8, color=colour)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
-    return figure
+
+
+def draw_colour_scale(axes: Axes, threshold: float) -> None:
+    """Draw the colours of `overlay` as a horizontal bar: its middle is the threshold, see `colour_position`."""
+    axes.imshow(COLOUR_MAPS[COLOURS][None], extent=(0, 1, 0, 1), aspect="auto")
+    end = min(1.0, 2 * threshold)
+    axes.set(yticks=[], xticks=[0, 0.5, 1], xlim=(0, 1))
+    axes.set_xticklabels(["0\nlike the references", f"{threshold:.2f}\nthreshold, white contour", f"{end:.2f}\nunlike"])
+    axes.tick_params(labelsize=7, length=2)
+    left, _, right = axes.get_xticklabels()
+    left.set_horizontalalignment("left")
+    right.set_horizontalalignment("right")
+    axes.axvline(0.5, color="white", linewidth=1)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

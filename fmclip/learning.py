@@ -19,10 +19,12 @@ from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
     from fmclip.explain import Explanation
+    from fmclip.regions import NormalRegion
     from fmclip.towers import Tower
 
 GRACE_SECONDS = 0.5
@@ -106,6 +108,7 @@ class Job:
         normals: k normal scans.
         queries: Scans to be mapped at every good state; may grow while the fit goes on.
         window: Name of the window that the normals were read with, for the adapter to remember.
+        regions: Parts of other scans that are normal too, for methods with a patch memory.
     """
 
     tower: str
@@ -117,6 +120,7 @@ class Job:
     normals: Sequence[Scan]
     queries: Sequence[Scan] = ()
     window: str | None = None
+    regions: Sequence[NormalRegion] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +192,45 @@ def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> 
 
 
 def explain_spot(
-    adapter: Adapter, tower: str, device: str, scan: Scan, x: float, y: float, *, references: Sequence[Scan], count: int
+    adapter: Adapter,
+    tower: str,
+    device: str,
+    scan: Scan,
+    x: float,
+    y: float,
+    *,
+    references: Sequence[Scan],
+    regions: Sequence[Scan],
+    count: int,
 ) -> Explanation:
     """Say why a spot of a scan is as odd as it is, see `fmclip.explain.explain`."""
     from fmclip.explain import explain
 
     with _readable_errors():
-        return explain(_built(adapter, tower, device), scan, x, y, references=references, count=count)
+        detector = _built(adapter, tower, device)
+        return explain(detector, scan, x, y, references=references, regions=regions, count=count)
+
+
+def extend(adapter: Adapter, tower: str, device: str, regions: Sequence[NormalRegion], keep: int = 0) -> Adapter:
+    """Let regions that are normal join what was learned, see `fmclip.regions.mark_normal`.
+
+    Returns:
+        Another adapter, with the same threshold; the one given stays as it is.
+    """
+    from fmclip.regions import mark_normal
+
+    with _readable_errors():
+        detector = adapter.build(tower, device)
+        mark_normal(detector, regions, keep=keep)
+        return Adapter.of(detector, adapter.window)
+
+
+def look_at(adapter: Adapter, tower: str, device: str, scan: Scan, *, words: bool) -> np.ndarray:
+    """Say where the tower looks, or with `words` what speaks for "abnormal", see `fmclip.explain`: [H, W] in [0, 1]."""
+    from fmclip.explain import attention_map, words_map
+
+    with _readable_errors():
+        return (words_map if words else attention_map)(_built(adapter, tower, device), scan)
 
 
 def forget(adapter: Adapter) -> None:
@@ -246,6 +282,8 @@ def _work(job: Job, put: Put, ended: Ended) -> None:
 
 def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
     from fmclip.detectors import DETECTORS, Ready
+    from fmclip.explain import HasPatchMemory
+    from fmclip.regions import mark_normal
 
     kind = DETECTORS[job.method]
     config_class: Any = kind.config_class
@@ -256,6 +294,8 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
     def settle(ready: Ready) -> None:
         """Give the state away first, so that no Stop can lose it; then map the queries, a few at a time."""
         nonlocal last
+        if job.regions and isinstance(ready.detector, HasPatchMemory):
+            mark_normal(ready.detector, job.regions)
         last = Adapter.of(ready.detector, job.window)
         put(Learned(ready.stage, last))
         queries = tuple(job.queries)

@@ -12,6 +12,7 @@ the tuning half (benchmarks/NOTES.md):
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from fmclip.search import Search, greedy_coreset, nearest
 from fmclip.views import View, view_features, weigh
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
+MAX_REGIONS = 64  # that may join after learning
 SHRINKAGE = 0.1  # share of the isotropic part in the residual covariance; keeps it invertible for few references
 
 
@@ -32,7 +34,7 @@ class ReferenceMemory:
     Attributes:
         views: V views.
         bank: For each view [N, C_v], whitened reference patches; letterbox bars are left out.
-        owner: [N], reference scan of each patch.
+        owner: [N], reference scan of each patch; from `references` on, regions that were marked as normal later.
         place: [N], where each patch lies in its scan: row * w + column on the views' common grid (h, w).
         whitening: For each view [C_v, C_v].
         scale: [V], mean over the references of the largest distance with the scan's own patches left out.
@@ -165,19 +167,53 @@ class ReferenceMemory:
             column: Its column.
 
         Returns:
-            distances [V, k], in units of `level` (infinite for a reference without patches); places [V, k], see
-            `place`.
+            distances [V, k + R] of the k references and R regions, in units of `level` (infinite for one without
+            patches); places [V, k + R], see `place`.
         """
         distances, places = [], []
         looks = view_features(features, self.views)
         for look, bank, white, unit in zip(looks, self.bank, self.whitening, self.scale * self.level, strict=True):
             apart = (look[0, :, row, column] @ white - bank).norm(dim=1) / unit  # [N]
-            by_reference = apart.new_full((self.references, len(apart)), torch.inf)  # [k, N]
+            by_reference = apart.new_full((self.references + self.regions, len(apart)), torch.inf)  # [k + R, N]
             by_reference[self.owner, torch.arange(len(apart), device=apart.device)] = apart
-            closest, rows = by_reference.min(dim=1)  # [k]
+            closest, rows = by_reference.min(dim=1)  # [k + R]
             distances.append(closest)
             places.append(self.place[rows].clamp_max(look[0, 0].numel() - 1))  # from a file it may be any number
         return torch.stack(distances), torch.stack(places)
+
+    @property
+    def regions(self) -> int:
+        """Regions that joined after learning."""
+        return int(self.owner.max()) + 1 - self.references
+
+    def with_region(self, features: Sequence[Tensor], chosen: Tensor) -> ReferenceMemory:
+        """Add some patches of one more scan; whitening, scale and level stay what the references made them.
+
+        Args:
+            features: One [1, C_j, H_j, W_j] for each level.
+            chosen: [1, h, w] bool, which patches, on the views' common grid.
+
+        Returns:
+            A new memory; the added patches belong to no reference scan.
+        """
+        rows = chosen.flatten().nonzero()[:, 0]  # [n]
+        looks = view_features(features, self.views)
+        bank = [
+            torch.cat([old, _patches(look)[rows] @ white])
+            for old, look, white in zip(self.bank, looks, self.whitening, strict=True)
+        ]
+        owner = torch.cat([self.owner, torch.full_like(rows, self.references + self.regions)])
+        return self._with_bank(bank, owner, torch.cat([self.place, rows]))
+
+    def without_regions(self, keep: int = 0) -> ReferenceMemory:
+        """Leave out the regions that joined after learning, but for the first `keep` of them."""
+        rows = self.owner < self.references + keep
+        return self._with_bank([one[rows] for one in self.bank], self.owner[rows], self.place[rows])
+
+    def _with_bank(self, bank: list[Tensor], owner: Tensor, place: Tensor) -> ReferenceMemory:
+        other = copy.copy(self)
+        other.bank, other.owner, other.place = bank, owner, place
+        return other
 
     def leave_one_out(self, features: Sequence[Tensor], content: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
         """Distances of each reference to a memory that has never seen it, its whitening included.
@@ -265,7 +301,8 @@ class ReferenceMemory:
         owner, place = (state[f"memory.{name}"].to(device, torch.int64) for name in ("owner", "place"))
         fits = references >= 2 and owner.ndim == 1 and place.shape == owner.shape and bool((place >= 0).all())
         fits = fits and all(one.shape == (len(views),) and bool((one > 0).all()) for one in (scale, level))
-        fits = fits and set(owner.unique().tolist()) == set(range(references))
+        owners = set(owner.unique().tolist())
+        fits = fits and owners == set(range(max(references, len(owners)))) and len(owners) <= references + MAX_REGIONS
         for one, white in zip(bank, whitening, strict=True):
             fits = fits and one.ndim == 2 and white.shape == (one.shape[1],) * 2 and len(one) == len(owner)
         if not fits:

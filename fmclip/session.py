@@ -9,13 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from fmclip.errors import FmclipError, NotFittedError
+from fmclip.findings import Adapted as Adapted
+from fmclip.findings import Finding as Finding
+from fmclip.findings import Preview as Preview
+from fmclip.findings import SessionEvent as SessionEvent
 from fmclip.learning import (
     Adapter,
     Job,
@@ -26,84 +29,25 @@ from fmclip.learning import (
     Waiting,
     answer,
     explain_spot,
+    extend,
     forget,
     learn,
     load_tower,
+    look_at,
 )
-from fmclip.progress import Progress, Tracker
+from fmclip.progress import Progress as Progress
+from fmclip.progress import Tracker
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
-    from fmclip.detectors import Detector, Prediction, SyntheticExamples
+    from fmclip.detectors import Detector, Prediction
     from fmclip.explain import Explanation
+    from fmclip.regions import NormalRegion
 
 LearnCall: TypeAlias = Callable[[Job, StopSignal], Iterator[LearnEvent]]
 AnswerCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[Scan]], list[Prediction]]"
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """What a session says about one scan.
-
-    Attributes:
-        label: The scan's label ("scan 3").
-        scan: The scan itself.
-        map: [H, W] float32 in [0, 1] on the source pixels; higher is more unlike the references.
-        parts: Further maps that the map was made of, by name.
-        score: Score of the whole scan, on the scale of the map.
-        threshold: A score above it deviates from the references.
-        verdict: The comparison in words.
-        rank: Place among the reference scans in words ("higher than all 16 reference scans").
-        is_abnormal: Whether the score lies above the threshold.
-        reference_scores: Leave-one-out score of each reference scan.
-    """
-
-    label: str
-    scan: Scan
-    map: np.ndarray
-    parts: dict[str, np.ndarray]
-    score: float
-    threshold: float
-    verdict: str
-    rank: str
-    is_abnormal: bool
-    reference_scores: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Preview:
-    """Queries as the newest good state sees them, a few at a time; each state sees better than the one before.
-
-    Attributes:
-        stage: Whose answer it is ("patch memory", "stage 2", "stage 3").
-        findings: Of the queries that were mapped just now; none if there are none.
-    """
-
-    stage: str
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """Adapting is over, by itself or by a Stop.
-
-    Attributes:
-        calibration: Threshold and reference scores of the state that is kept.
-        warnings: What is odd about the reference scans.
-        seconds: How long it took.
-        stopped: Whether the person ended it.
-        stage: The stage whose state is kept; "" if none was reached, and the former adapter still answers.
-    """
-
-    calibration: Calibration | None
-    warnings: tuple[ReferenceWarning, ...]
-    seconds: float
-    stopped: bool
-    stage: str
-
-
-SessionEvent: TypeAlias = "Progress | SyntheticExamples | Preview | Adapted"
+ExtendCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[NormalRegion], int], Adapter]"
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -123,6 +67,7 @@ class Session:
         device: "auto", "cpu", "cuda", ...
         learn_call: Runs a fit; another one than `learn` may send it to another process.
         answer_call: Maps scans, likewise.
+        extend_call: Lets regions join what was learned, likewise.
     """
 
     def __init__(
@@ -132,15 +77,19 @@ class Session:
         *,
         learn_call: LearnCall = learn,
         answer_call: AnswerCall = answer,
+        extend_call: ExtendCall = extend,
     ) -> None:
         self.tower = tower
         self._device = device
         self._learn = learn_call
         self._answer = answer_call
+        self._extend = extend_call
         self._running = threading.Lock()
         self._stop: StopSignal | None = None
         self._state: tuple[Adapter, Calibration] | None = None  # one value, so that a query never sees half of it
         self._learned_from: tuple[str, tuple[Scan, ...]] = ("", ())  # key of an adapter, and its references
+        self._regions: tuple[NormalRegion, ...] = ()  # that joined what was learned
+        self._regions_from_file = 0
         self.warnings: tuple[ReferenceWarning, ...] = ()
 
     @property
@@ -174,6 +123,16 @@ class Session:
         return self._state[1] if self._state else None
 
     @property
+    def adapter_key(self) -> str:
+        """Name of the adapter in use, for telling whose a finding is; "" before the first good state."""
+        return self._state[0].key if self._state else ""
+
+    @property
+    def regions(self) -> tuple[NormalRegion, ...]:
+        """Regions that this session's person called normal and that the adapter in use takes into account."""
+        return self._regions
+
+    @property
     def detector(self) -> Detector:
         """A detector with what was learned, for the checkpoint."""
         adapter, _ = self._require_state()
@@ -189,6 +148,7 @@ class Session:
         method: str = "fusionmedclip",
         preview_queries: Sequence[Scan] = (),
         window: str | None = None,
+        regions: Sequence[NormalRegion] = (),
     ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
@@ -200,6 +160,7 @@ class Session:
             method: Name of the detector.
             preview_queries: Mapped at each good state; scans that are added to the sequence later are mapped too.
             window: Name of the window that the normals were read with; the adapter remembers it.
+            regions: Parts of other scans that are normal too; methods without a patch memory leave them out of account.
 
         Yields:
             `Progress`, `SyntheticExamples` and `Preview`; `Adapted` at the end.
@@ -218,7 +179,16 @@ class Session:
             try:
                 tracker = Tracker(time.monotonic())
                 job = Job(
-                    self.tower, self.device, method, preset, scan_type, seed, tuple(normals), preview_queries, window
+                    self.tower,
+                    self.device,
+                    method,
+                    preset,
+                    scan_type,
+                    seed,
+                    tuple(normals),
+                    preview_queries,
+                    window,
+                    regions=tuple(regions),
                 )
                 yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
@@ -251,7 +221,31 @@ class Session:
         """
         adapter, calibration = self._require_state()
         predictions = self._answer(adapter, self.tower, self.device, list(scans))
-        return [_finding(*pair, calibration) for pair in zip(scans, predictions, strict=True)]
+        pairs = zip(scans, predictions, strict=True)
+        return [Finding.of(scan, prediction, calibration, adapter.key) for scan, prediction in pairs]
+
+    def mark_normal(self, regions: Sequence[NormalRegion]) -> None:
+        """Let regions join what was learned, in place of those that were marked before; nothing is trained again.
+
+        The threshold stays: it says how new normal scans score. If this fails, the adapter in use stays.
+
+        Args:
+            regions: All parts of scans that were looked at and are normal; () takes all marks back.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            FmclipError: The session is adapting, or the method has no memory of patches.
+        """
+        if not self._running.acquire(blocking=False):
+            raise FmclipError("This session is adapting: wait, or press Stop before you mark anything as normal.")
+        try:
+            adapter, calibration = self._require_state()
+            references = self.references
+            extended = self._extend(adapter, self.tower, self.device, tuple(regions), self._regions_from_file)
+            self._replace(extended, calibration)
+            self._learned_from, self._regions = (extended.key, references), tuple(regions)
+        finally:
+            self._running.release()
 
     @property
     def references(self) -> tuple[Scan, ...]:
@@ -278,7 +272,28 @@ class Session:
         """
         adapter, _ = self._require_state()
         where = adapter, self.tower, self.device
-        return explain_spot(*where, scan, x, y, references=self.references, count=count)
+        marked = [region.scan for region in self._regions]
+        return explain_spot(*where, scan, x, y, references=self.references, regions=marked, count=count)
+
+    def attention(self, scan: Scan) -> np.ndarray:
+        """Where the image tower looks: [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.attention_map`.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            TowerError: The tower is a CNN, as the embedded one is.
+        """
+        adapter, _ = self._require_state()
+        return look_at(adapter, self.tower, self.device, scan, words=False)
+
+    def grad_cam(self, scan: Scan) -> np.ndarray:
+        """What speaks for "abnormal": [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.words_map`.
+
+        Raises:
+            NotFittedError: Nothing was learned or loaded yet.
+            TowerError: The tower's halves were never trained together.
+        """
+        adapter, _ = self._require_state()
+        return look_at(adapter, self.tower, self.device, scan, words=True)
 
     def save(self, path: Path | str) -> None:
         """Write the adapter to one safetensors file.
@@ -306,6 +321,8 @@ class Session:
             tower = load_tower(self.tower, self.device)
             detector, calibration = load_adapter(Path(path), device=self.device, tower=tower)
             self._replace(Adapter.of(detector, read_window(Path(path))), calibration)
+            memory = getattr(detector, "memory_", None)
+            self._regions, self._regions_from_file = (), memory.regions if memory is not None else 0
             self.warnings = ()
         finally:
             self._running.release()
@@ -314,7 +331,7 @@ class Session:
         """Stop, and let go of everything."""
         self.stop()
         self._replace(None, None)
-        self._learned_from = "", ()
+        self._learned_from, self._regions = ("", ()), ()
 
     def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
@@ -326,11 +343,14 @@ class Session:
                 calibration = Calibration.from_scores(event.adapter.reference_scores)
                 self._replace(event.adapter, calibration)
                 self._learned_from = event.adapter.key, tuple(job.normals)
+                self._regions, self._regions_from_file = tuple(job.regions), 0
                 tracker.learned = event.stage
             elif isinstance(event, Mapped):
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]
-                yield Preview(event.stage, tuple(_finding(scan, found[scan.digest], calibration) for scan in mapped))
+                key = self.adapter_key
+                findings = tuple(Finding.of(scan, found[scan.digest], calibration, key) for scan in mapped)
+                yield Preview(event.stage, findings)
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")
             elif isinstance(event, StageStarted):
@@ -350,18 +370,3 @@ class Session:
         if self._state is None:
             raise NotFittedError("Nothing was learned yet: adapt to normal reference scans, or load an adapter, first.")
         return self._state
-
-
-def _finding(scan: Scan, prediction: Prediction, calibration: Calibration) -> Finding:
-    return Finding(
-        label=scan.label,
-        scan=scan,
-        map=prediction.map,
-        parts=prediction.parts,
-        score=prediction.score,
-        threshold=calibration.threshold,
-        verdict=calibration.verdict(prediction.score),
-        rank=calibration.describe_rank(prediction.score),
-        is_abnormal=calibration.is_abnormal(prediction.score),
-        reference_scores=tuple(calibration.reference_scores),
-    )

@@ -6,16 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "losses", "background", "progress", "search"},
+    {"scans", "colours", "losses", "background", "progress", "search"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures", "explain"},
-    {"learning"},
+    {"checkpoint", "figures", "explain", "explanation_figure", "regions"},
+    {"findings", "learning"},
     {"session", "evaluation"},
-    {"page", "cli", "__main__"},
+    {"report"},
+    {"page", "cli", "replay_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -90,6 +90,7 @@ def test_adapt_then_predict(scans, adapter):
         assert row["verdict"] == ("deviates" if is_above else "within the references")
     assert {path.name for path in out.iterdir()} == {
         "scores.csv",
+        "run.json",
         "blob_overlay.png",
         "blob_map.png",
         "plain_overlay.png",

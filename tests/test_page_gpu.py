@@ -15,6 +15,7 @@ from fmclip.detectors import fusionmedclip as fusion
 from fmclip.errors import FmclipError
 from fmclip.learning import Job
 from fmclip.page import gpu
+from fmclip.regions import NormalRegion
 from fmclip.scans import Scan
 from fmclip.session import Adapted, Preview, Progress, Session
 
@@ -96,6 +97,24 @@ def test_an_error_over_there_keeps_its_words(session, monkeypatch):
         list(session.adapt(make_scans(1, 5), method="failing"))
     assert "someone" not in str(unexpected.value)
     assert not session.is_adapting
+
+
+def test_a_region_that_is_called_normal_there_joins_as_it_does_here(session, asked):
+    here, odd = Session("tiny", "cpu"), make_scans(9, 1)[0]
+    mask = np.zeros((64, 64), bool)
+    mask[8:40, 8:40] = True
+    for one in (here, session):
+        list(one.adapt(make_scans(1, 4), method="patch_memory"))
+    before = here.query([odd])[0].map
+    asked.clear()
+    for one in (here, session):
+        one.mark_normal([NormalRegion(odd, mask)])
+    assert len(asked) == 1
+    assert here.query([odd])[0].map.mean() < before.mean()
+    np.testing.assert_array_equal(session.query([odd])[0].map, here.query([odd])[0].map)
+    list(session.adapt(make_scans(1, 4), method="cosine"))
+    with pytest.raises(FmclipError, match="mark the whole scan"):
+        session.mark_normal([NormalRegion(odd, mask)])
 
 
 def test_a_gpu_that_is_not_lent_says_so(session, monkeypatch):

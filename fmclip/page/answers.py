@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from fmclip.page import html
+from fmclip.page import explaining, html
 from fmclip.page.pictures import slider_pair
+from fmclip.page.score_charts import overview
 from fmclip.page.uploads import describe_window
 from fmclip.page.visitors import Visitor
 from fmclip.scans import Scan
@@ -40,9 +41,8 @@ def hold(visitor: Visitor) -> Updates:
 
 def take(visitor: Visitor, found: Sequence[Finding]) -> None:
     """Keep new findings, and let go of those that a former adapter made or that cannot be compared."""
-    calibration = visitor.session.calibration
-    scores = calibration.reference_scores if calibration else ()
-    known = {finding.scan: finding for finding in (*visitor.findings, *found) if finding.reference_scores == scores}
+    adapter = visitor.session.adapter_key
+    known = {finding.scan: finding for finding in (*visitor.findings, *found) if finding.adapter == adapter}
     foreign = set(_foreign(visitor))
     visitor.findings = [known[scan] for scan in list(visitor.queries) if scan in known and scan not in foreign]
 
@@ -66,18 +66,45 @@ def show(visitor: Visitor) -> Updates:
         return {"waiting": strip + _still_to_come(visitor), "answers": gr.update(visible=False)}
     threshold = threshold_of(visitor)
     worst_first = sorted(findings, key=lambda finding: -finding.score)
-    selected = next((finding for finding in findings if finding.scan is visitor.selected), worst_first[0])
+    selected = selected_of(visitor) or worst_first[0]
     window = visitor.windows.get(selected.scan)
     facts = {"Window": describe_window(window) if window else "", "Known truth": _truth(visitor, selected.scan)}
+    if any(selected.scan.digest == scan.digest for scan in visitor.references):
+        facts["Reference"] = "one of the reference scans: compared with itself, its score says nothing"
     place = worst_first.index(selected) + 1
     return {
         "waiting": _still_to_come(visitor),
         "answers": gr.update(visible=True),
-        "cards": html.cards(findings, selected, threshold, visitor.opacity),
-        "slider": slider_pair(selected, threshold, visitor.opacity),
+        "overview": overview(findings, selected, threshold),
+        "cards": html.cards(findings, selected, threshold, visitor.opacity, visitor.colours),
+        "slider": slider_pair(selected, threshold, visitor.opacity, visitor.colours),
         "verdict": html.verdict(selected, threshold, facts, place, len(findings)),
-        "legend": html.legend(threshold),
+        "legend": html.legend(threshold, visitor.colours),
         "threshold": round(threshold, 2),
+        **closer(visitor, selected),
+    }
+
+
+def selected_of(visitor: Visitor) -> Finding | None:
+    """The finding shown in detail: the one that was chosen, or the worst; None before there is any."""
+    worst = max(visitor.findings, key=lambda finding: finding.score, default=None)
+    return next((finding for finding in visitor.findings if finding.scan is visitor.selected), worst)
+
+
+def closer(visitor: Visitor, selected: Finding) -> Updates:
+    """Draw the closer look at one finding: the clickable scan, the answer to why, the maps, the marked regions."""
+    threshold, why = threshold_of(visitor), visitor.why
+    why = why if why is not None and why.is_about(selected) else None
+    look = threshold, visitor.opacity, visitor.colours
+    marks = html.enumerate_labels([region.scan.label for region in visitor.regions])
+    return {
+        "spot": explaining.clickable(selected, *look, why),
+        "why": explaining.answer(why),
+        "maps": explaining.maps(selected, *look, why),
+        "normal_scan": gr.update(value=f"All of {selected.label} is normal"),
+        "normal_contours": gr.update(interactive=bool((selected.map > threshold).any())),
+        "marks": html.note(f"Regions called normal: on {marks}.") if marks else "",
+        "take_back": gr.update(visible=bool(marks)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Two small charts as SVG: they take the colours of the page, light or dark, and cost nothing to redraw."""
+"""The loss as SVG: it takes the colours of the page, light or dark, and costs nothing to redraw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import groupby
 
 WIDTH, HEIGHT = 480, 150
-STRIP_WIDTH = 320
 LEFT, RIGHT, TOP, BOTTOM = 36, 8, 10, 22
 SMOOTHING = 0.15
 
@@ -38,41 +37,6 @@ def loss_chart(curve: Sequence[tuple[str, float]]) -> str:
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">step {len(curve)}</text>')
     label = f"training loss over {len(curve)} steps, now {curve[-1][1]:.2f}"
     return _svg(parts, HEIGHT, label)
-
-
-def score_strip(reference_scores: Sequence[float], threshold: float, score: float) -> str:
-    """Draw the reference scores as dots on a line from 0 to 1, the threshold, and the scan in question.
-
-    Args:
-        reference_scores: Leave-one-out scores in [0, 1].
-        threshold: Threshold in [0, 1].
-        score: Score of the scan in [0, 1].
-
-    Returns:
-        SVG.
-    """
-    base, right = 44, STRIP_WIDTH - 10
-
-    def place(value: float) -> float:
-        return round(10 + (right - 10) * min(max(value, 0.0), 1.0), 1)
-
-    limit, floor = place(threshold), base + 8
-    edge = "start" if threshold < 0.15 else "end" if threshold > 0.85 else "middle"
-    mark = "fm-mark fm-high" if score > threshold else "fm-mark"
-    legend = "dots: reference scans; triangle: this scan"
-    parts = [
-        f'<rect class="fm-above" x="{limit}" y="24" width="{right - limit:.1f}" height="28"/>',
-        f'<line class="fm-axis" x1="10" x2="{right}" y1="{floor}" y2="{floor}"/>',
-        *(f'<circle class="fm-dot" cx="{place(value)}" cy="{base}" r="4"/>' for value in reference_scores),
-        f'<line class="fm-threshold" x1="{limit}" x2="{limit}" y1="20" y2="{floor}"/>',
-        f'<text x="{limit}" y="14" text-anchor="{edge}">threshold {threshold:.2f}</text>',
-        f'<path class="{mark}" d="M {place(score)} {floor} l -7 -13 h 14 z"/>',
-        f'<text x="10" y="{floor + 16}">0</text>',
-        f'<text x="{right}" y="{floor + 16}" text-anchor="end">1</text>',
-        f'<text x="{STRIP_WIDTH / 2}" y="{floor + 16}" text-anchor="middle">{legend}</text>',
-    ]
-    label = f"score {score:.2f} beside {len(reference_scores)} reference scores and the threshold {threshold:.2f}"
-    return _svg(parts, base + 30, label, STRIP_WIDTH)
 
 
 def _svg(parts: Sequence[str], height: int, label: str, width: int = WIDTH) -> str:

@@ -20,12 +20,13 @@ import gradio as gr
 
 from fmclip.background import Ended, Put, StopSignal, stream
 from fmclip.errors import FmclipError
-from fmclip.learning import Adapter, Job, LearnEvent, answer, learn, load_tower
+from fmclip.learning import Adapter, Job, LearnEvent, answer, extend, learn, load_tower
 from fmclip.scans import Scan
 from fmclip.session import Session
 
 if TYPE_CHECKING:
     from fmclip.detectors import Prediction
+    from fmclip.regions import NormalRegion
 
 GRACE_SECONDS = 1.2
 """How long a stopped fit in another process may take to end; it gives itself less, and its last words travel."""
@@ -59,7 +60,8 @@ def session_maker(tower: str, device: str) -> Callable[[], Session]:
     there = "cuda" if device == "auto" else device
     learn_call = partial(_learn_here, spaces.GPU(duration=learn_seconds)(_learn_there), there)
     answer_call = partial(_answer_here, spaces.GPU(duration=answer_seconds)(_answer_there), there)
-    return lambda: Session(tower, "cpu", learn_call=learn_call, answer_call=answer_call)
+    extend_call = partial(_extend_here, spaces.GPU(duration=extend_seconds)(_extend_there), there)
+    return lambda: Session(tower, "cpu", learn_call=learn_call, answer_call=answer_call, extend_call=extend_call)
 
 
 def learn_seconds(there: str, job: Job, stop: StopSignal | None = None) -> int:
@@ -82,6 +84,11 @@ def learn_seconds(there: str, job: Job, stop: StopSignal | None = None) -> int:
 def answer_seconds(there: str, adapter: Adapter, tower: str, scans: Sequence[Scan]) -> int:
     """Seconds of GPU time to ask for."""
     return math.ceil(START_SECONDS / 2 + _SCAN_SECONDS * len(scans))
+
+
+def extend_seconds(there: str, adapter: Adapter, tower: str, regions: Sequence[NormalRegion], keep: int) -> int:
+    """Seconds of GPU time to ask for."""
+    return math.ceil(START_SECONDS / 2 + _SCAN_SECONDS * len(regions))
 
 
 def _learn_here(lent: Callable[..., Any], there: str, job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
@@ -110,6 +117,23 @@ def _answer_here(
     return found
 
 
+def _extend_here(
+    lent: Callable[..., Any],
+    there: str,
+    adapter: Adapter,
+    tower: str,
+    device: str,
+    regions: Sequence[NormalRegion],
+    keep: int,
+) -> Adapter:
+    load_tower(tower, device)
+    with _lending():
+        extended: Adapter | FmclipError = lent(there, adapter, tower, regions, keep)
+    if isinstance(extended, FmclipError):
+        raise extended
+    return extended
+
+
 def _learn_there(there: str, job: Job, stop: StopSignal) -> Iterator[LearnEvent | FmclipError]:
     try:
         _settle_in(job.tower, there)
@@ -122,6 +146,16 @@ def _answer_there(there: str, adapter: Adapter, tower: str, scans: Sequence[Scan
     try:
         _settle_in(tower, there)
         return answer(adapter, tower, "cpu", scans)
+    except Exception as error:
+        return _portable(error)
+
+
+def _extend_there(
+    there: str, adapter: Adapter, tower: str, regions: Sequence[NormalRegion], keep: int
+) -> Adapter | FmclipError:
+    try:
+        _settle_in(tower, there)
+        return extend(adapter, tower, "cpu", regions, keep)
     except Exception as error:
         return _portable(error)
 

@@ -15,7 +15,7 @@ import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, html, references
+from fmclip.page import answers, exports, html, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
@@ -26,6 +26,7 @@ from fmclip.session import Adapted, Preview, Progress
 MAX_QUERIES = 64
 PRESETS = [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")]
 PAPER = "paper"
+NORMAL_BUTTONS = ("normal_scan", "normal_contours", "normal_painted", "take_back")
 GPU_PRESETS = [("Fast", "fast"), ("Full", "full"), ("As in the paper", PAPER)]
 
 log = logging.getLogger("fmclip.page")
@@ -50,14 +51,14 @@ def guarded(status: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(handler)
-        def call(self: Handlers, *args: Any) -> Updates:
+        def call(self: Any, *args: Any) -> Updates:
             try:
                 return handler(self, *args)
             except Exception as error:
                 return self.failure(error, status, args[-1])
 
         @functools.wraps(handler)
-        def stream(self: Handlers, *args: Any) -> Iterator[Updates]:
+        def stream(self: Any, *args: Any) -> Iterator[Updates]:
             try:
                 yield from handler(self, *args)
             except Exception as error:
@@ -186,6 +187,7 @@ class Handlers:
             preset=preset,
             preview_queries=visitor.queries,
             window=visitor.window,
+            regions=visitor.regions,
         )
         with contextlib.closing(events):  # whatever fails while drawing, the fit ends with it
             yield {"status": html.note("Preparing …")}
@@ -208,7 +210,7 @@ class Handlers:
         yield {"status": _outcome(visitor, adapted), **self._buttons(busy=False)}
         yield references.show(visitor)
         if visitor.session.is_adapted:
-            yield self._offer_download(visitor)
+            yield self.offer_download(visitor)
             yield from answers.fill(visitor)
 
     @guarded("status")
@@ -225,11 +227,11 @@ class Handlers:
             visitor.session.load(path or "")
         finally:
             delete(path)
-        visitor.threshold = None
+        visitor.threshold, visitor.regions = None, []
         count = len(visitor.session.calibration.reference_scores) if visitor.session.calibration else 0
         window = f" It looks through the window {visitor.session.window}." if visitor.session.window else ""
         message = f"Adapter loaded: learned from {count} reference scans. Queries are answered with it.{window}"
-        yield {"status": html.note(message, "good"), **self._offer_download(visitor)}
+        yield {"status": html.note(message, "good"), **self.offer_download(visitor)}
         yield from answers.fill(visitor)
 
     # step 3
@@ -288,6 +290,15 @@ class Handlers:
         visitor.threshold = None
         return answers.show(visitor)
 
+    @guarded("export_note")
+    def take_away(self, name: str, token: str) -> Iterator[Updates]:
+        """Make the report ("report") or the zip ("everything") of what is shown."""
+        try:
+            yield from exports.offer(self._visitors.get(token), name)
+        except Exception:
+            yield {name: gr.update(interactive=True)}
+            raise
+
     # the page itself
 
     @guarded("tower")
@@ -326,11 +337,12 @@ class Handlers:
 
     def _buttons(self, *, busy: bool) -> Updates:
         """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
-        resting = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects")
+        resting = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects", *NORMAL_BUTTONS)
         names = [*resting, *(f"case-{name}" for name in self._cases)]
         return {**{name: gr.update(interactive=not busy) for name in names}, "stop": gr.update(interactive=busy)}
 
-    def _offer_download(self, visitor: Visitor) -> Updates:
+    def offer_download(self, visitor: Visitor) -> Updates:
+        """Write the adapter in use into a new file for the download button."""
         file = new_file(".safetensors")
         visitor.session.save(file)
         delete(visitor.download)

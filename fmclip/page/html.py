@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from fmclip.colours import COLOUR_MAPS, COLOURS
 from fmclip.page import pictures
-from fmclip.page.charts import score_strip
+from fmclip.page.score_charts import describe_odds, score_histogram
 from fmclip.scans import Scan
 from fmclip.session import Finding, Progress
 
@@ -101,7 +102,9 @@ def synthetic(examples: Sequence[SyntheticExample], threshold: float, opacity: f
     )
 
 
-def cards(findings: Sequence[Finding], selected: Finding, threshold: float, opacity: float) -> str:
+def cards(
+    findings: Sequence[Finding], selected: Finding, threshold: float, opacity: float, colours: str = COLOURS
+) -> str:
     """One button for each query, worst first; `data-index` is its place in `findings`."""
     order = sorted(range(len(findings)), key=lambda place: -findings[place].score)
     buttons = []
@@ -109,16 +112,19 @@ def cards(findings: Sequence[Finding], selected: Finding, threshold: float, opac
         finding = findings[place]
         high = finding.score > threshold
         chip = f'<span class="fm-chip {"fm-high" if high else ""}">{DEVIATES if high else WITHIN}</span>'
+        words = f"{finding.label}, score {finding.score:.2f}, {'deviates' if high else 'within the references'}"
         buttons.append(
-            f'<button type="button" class="fm-card" data-index="{place}" '
+            f'<button type="button" class="fm-card" data-index="{place}" aria-label="{escape(words)}" '
             f'aria-pressed="{"true" if finding is selected else "false"}">'
-            f'<img src="{pictures.finding_thumbnail(finding, threshold, opacity)}" alt="">'
+            f'<img src="{pictures.finding_thumbnail(finding, threshold, opacity, colours)}" alt="">'
             f'<span class="fm-label">{escape(finding.label)}</span>'
             f'<span class="fm-score">{finding.score:.2f}</span>{chip}</button>'
         )
+    hint = "query scans, worst first; arrow keys move, Enter shows"
     above = sum(finding.score > threshold for finding in findings)
     count = f"{above} of {len(findings)} scans deviate{'s' if above == 1 else ''}; worst first"
-    return f'<p class="fm-count">{count}</p><div class="fm-cards">{"".join(buttons)}</div>'
+    group = f'<div class="fm-cards" role="group" aria-label="{hint}">{"".join(buttons)}</div>'
+    return f'<p class="fm-count">{count}</p>{group}'
 
 
 def verdict(finding: Finding, threshold: float, facts: Mapping[str, str], place: int, count: int) -> str:
@@ -143,21 +149,26 @@ def verdict(finding: Finding, threshold: float, facts: Mapping[str, str], place:
     if by_hand:
         rows.insert(2, ("Calibrated", f"{escape(finding.verdict)} <small>at {finding.threshold:.2f}</small>"))
     rows += [(name, escape(text)) for name, text in facts.items() if text]
+    chance = describe_odds(finding.reference_scores, finding.score)
+    odds = f'<small class="fm-odds">{chance}</small>' if chance else ""
     table = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return (
         f'<div class="fm-verdict"><h3 class="{"fm-high" if high else ""}">{escape(_capital(finding.label))} {words}'
-        f"<small>{escape(finding.rank)}</small></h3><dl>{table}</dl>"
-        f"{score_strip(finding.reference_scores, threshold, finding.score)}"
-        f"{note('', 'warning', finding.scan.notes)}</div>"
+        f"<small>{escape(finding.rank)}</small>{odds}</h3><dl>{table}</dl>"
+        f"{score_histogram(finding.reference_scores, threshold, finding.score)}"
+        f"{note('', 'warning', finding.scan.notes)}"
+        '<p class="fm-research">Research use only: no diagnosis.</p></div>'
     )
 
 
-def legend(threshold: float) -> str:
+def legend(threshold: float, colours: str = COLOURS) -> str:
     """Colour scale of the overlay: its middle is the threshold."""
     end = min(1.0, 2 * threshold)
+    stops = ", ".join(f"rgb{tuple(int(part) for part in COLOUR_MAPS[colours][index])}" for index in range(0, 256, 51))
     return (
         '<div class="fm-legend" role="img" aria-label="colour scale: dark is like the references, bright is unlike">'
-        f"<span>0 like the references</span><i></i><span>{end:.2f} unlike</span>"
+        f'<span>0 like the references</span><i style="background:linear-gradient(90deg, {stops})"></i>'
+        f"<span>{end:.2f} unlike</span>"
         f"<small>middle of the scale and white contour: threshold {threshold:.2f}</small></div>"
     )
 

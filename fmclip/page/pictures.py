@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from fmclip.scans import Scan
+from fmclip.colours import COLOURS
+from fmclip.scans import Scan, resize
 from fmclip.session import Finding
 
 if TYPE_CHECKING:
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 DETAIL_SIDE = 768
 THUMBNAIL_SIDE = 160
 OUTLINE = (0, 200, 255)
+SURROUNDINGS = 4
+"""Sides of a patch that are shown around it."""
 
 
-def slider_pair(finding: Finding, threshold: float, opacity: float) -> tuple[np.ndarray, np.ndarray]:
+def slider_pair(
+    finding: Finding, threshold: float, opacity: float, colours: str = COLOURS
+) -> tuple[np.ndarray, np.ndarray]:
     """Original and overlay of one finding, enlarged where the scan is small.
 
     Returns:
@@ -28,9 +33,9 @@ def slider_pair(finding: Finding, threshold: float, opacity: float) -> tuple[np.
     from fmclip.figures import overlay  # brings matplotlib, for which the page need not wait
 
     scale = max(1.0, DETAIL_SIDE / max(finding.scan.height, finding.scan.width))
-    scan, anomaly_map = _scaled(finding.scan.pixels, scale), _scaled(finding.map, scale)
+    scan, anomaly_map = resize(finding.scan.pixels, scale), resize(finding.map, scale)
     large = Scan(scan, finding.label)
-    return to_picture(scan), overlay(large, anomaly_map, threshold, opacity=opacity)
+    return to_picture(scan), overlay(large, anomaly_map, threshold, opacity=opacity, colours=colours)
 
 
 def scan_thumbnail(scan: Scan) -> str:
@@ -38,12 +43,35 @@ def scan_thumbnail(scan: Scan) -> str:
     return data_address(to_picture(_thumbnail(scan.pixels)))
 
 
-def finding_thumbnail(finding: Finding, threshold: float, opacity: float) -> str:
+def finding_thumbnail(finding: Finding, threshold: float, opacity: float, colours: str = COLOURS) -> str:
     """Thumbnail of an overlay as a data address."""
+    return map_thumbnail(finding.scan, finding.map, threshold, opacity, colours)
+
+
+def map_thumbnail(scan: Scan, anomaly_map: np.ndarray, threshold: float, opacity: float, colours: str) -> str:
+    """Thumbnail of any map [H, W] of a scan laid over it, as a data address."""
     from fmclip.figures import overlay
 
-    small = Scan(_thumbnail(finding.scan.pixels), finding.label)
-    return data_address(overlay(small, _thumbnail(finding.map), threshold, opacity=opacity))
+    small = Scan(_thumbnail(scan.pixels), scan.label)
+    return data_address(overlay(small, _thumbnail(anomaly_map), threshold, opacity=opacity, colours=colours))
+
+
+def patch_with_surroundings(scan: Scan, box: tuple[int, int, int, int]) -> str:
+    """A patch in its surroundings, outlined, as a data address: how a person compares two patches.
+
+    Args:
+        scan: The scan.
+        box: (left, top, right, bottom) of the patch on its pixels.
+    """
+    left, top, right, bottom = box
+    side = max(1, min(SURROUNDINGS * max(right - left, bottom - top), scan.height, scan.width))
+    x = min(max(0, (left + right - side) // 2), scan.width - side)
+    y = min(max(0, (top + bottom - side) // 2), scan.height - side)
+    scale = THUMBNAIL_SIDE / side
+    picture = to_picture(resize(scan.pixels[y : y + side, x : x + side], scale))
+    corners = [round((edge - start) * scale) for edge, start in zip(box, (x, y, x, y), strict=True)]
+    cv2.rectangle(picture, corners[:2], [corner - 1 for corner in corners[2:]], OUTLINE, 2)
+    return data_address(picture)
 
 
 def example_thumbnails(example: SyntheticExample, threshold: float, opacity: float) -> tuple[str, str | None]:
@@ -73,10 +101,4 @@ def data_address(picture: np.ndarray) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    return _scaled(image, THUMBNAIL_SIDE / max(image.shape[:2]))
-
-
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(np.ascontiguousarray(image), size, interpolation=method), 0, 1)
+    return resize(image, THUMBNAIL_SIDE / max(image.shape[:2]))

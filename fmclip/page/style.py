@@ -1,10 +1,13 @@
-"""Colours and type of the page."""
+"""Colours and type of the page, and what its own elements do in the browser."""
 
 from pathlib import Path
 
 import gradio as gr
 
-CSS = (Path(__file__).parent.parent / "data" / "page.css").read_text("utf-8")
+_DATA = Path(__file__).parent.parent / "data"
+CSS = "".join((_DATA / name).read_text("utf-8") for name in ("page.css", "answers.css"))
+CARDS_JS, SPOT_JS = ((_DATA / name).read_text("utf-8") for name in ("cards.js", "spot.js"))
+"""What cards and the clickable scan do in the browser."""
 
 _SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 

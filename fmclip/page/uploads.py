@@ -8,16 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 from gradio.utils import get_upload_folder
 
 from fmclip.errors import FmclipError, ScanError
-from fmclip.scans import AS_STORED, CT_WINDOWS, Scan, parse_window, read_scan
+from fmclip.scans import AS_STORED, CT_WINDOWS, Scan, parse_window, read_scan, shrink
 from fmclip.scans.sniff import HEAD_BYTES, sniff
 
-MAX_SIDE = 1024
-"""Longer sides are shrunk on the page, so that many visitors fit into memory; towers look at a few hundred pixels."""
 MIDDLE = "middle"
 WINDOWS = (AS_STORED, *CT_WINDOWS)
 """Windows to choose from; the first is the file's own, or a robust range where it has none."""
@@ -123,17 +119,6 @@ def _read(path: str, label: str, reading: Reading) -> tuple[Scan, str | None]:
     return replace(scan, notes=(*scan.notes, f"slice {reading.slice_index} is shown")), reading.window
 
 
-def shrink(scan: Scan) -> Scan:
-    """Return the scan with no side longer than `MAX_SIDE`, and a note where that changed it."""
-    scale = MAX_SIDE / max(scan.height, scan.width)
-    if scale >= 1:
-        return scan
-    size = (max(1, round(scan.width * scale)), max(1, round(scan.height * scale)))
-    pixels = np.clip(cv2.resize(scan.pixels, size, interpolation=cv2.INTER_AREA), 0, 1)
-    note = f"shown at {size[0]} x {size[1]} of {scan.width} x {scan.height} pixels"
-    return replace(scan, pixels=pixels, notes=(*scan.notes, note))
-
-
 def delete(path: str | Path | None) -> None:
     """Delete a file of gradio's cache with its folder; files elsewhere are left alone."""
     if path is None:
@@ -158,9 +143,9 @@ def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
         raise
 
 
-def new_file(suffix: str) -> Path:
+def new_file(suffix: str, stem: str = "fmclip-adapter") -> Path:
     """Name a file for download that nobody can guess, in a folder of gradio's cache."""
     token = secrets.token_hex(16)
     folder = Path(get_upload_folder()) / token
     folder.mkdir(parents=True)
-    return folder / f"fmclip-adapter-{token[:8]}{suffix}"
+    return folder / f"{stem}-{token[:8]}{suffix}"

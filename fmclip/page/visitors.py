@@ -7,12 +7,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fmclip.colours import COLOURS
 from fmclip.errors import FmclipError
+from fmclip.page.explaining import Why
 from fmclip.page.uploads import delete
 from fmclip.scans import Scan
 from fmclip.session import Finding, Session
+
+if TYPE_CHECKING:
+    from fmclip.regions import NormalRegion
 
 MAX_VISITORS = 32
 IDLE_SECONDS = 3600.0
@@ -36,8 +42,13 @@ class Visitor:
         selected: The query shown in detail; None for the worst.
         threshold: Threshold chosen by hand; None for the calibrated one.
         opacity: Opacity of the overlay.
+        colours: Name of the colour map.
+        why: The last spot that was asked about.
+        regions: Parts of queries that the visitor calls normal.
+        in_editor: The query that lies in the editor.
         has_example: Whether the scans are those of an example case.
         download: The adapter as a file, for the download button.
+        exports: Files of the report and of everything, by kind, once they were asked for.
         seen: When the visitor last did something.
     """
 
@@ -54,8 +65,13 @@ class Visitor:
     selected: Scan | None = None
     threshold: float | None = None
     opacity: float = 0.5
+    colours: str = COLOURS
+    why: Why | None = None
+    regions: list[NormalRegion] = field(default_factory=list)
+    in_editor: Scan | None = None
     has_example: bool = False
     download: str | None = None
+    exports: dict[str, str] = field(default_factory=dict)
     seen: float = field(default_factory=time.monotonic)
 
     @property
@@ -67,15 +83,18 @@ class Visitor:
         """Let go of all reference scans; numbers start again."""
         self.references, self.suspects, self.next_reference, self.has_example = [], [], 1, False
         self.marked.clear()
+        self.regions.clear()
 
     def drop_queries(self) -> None:
         """Let go of all query scans; numbers start again."""
         self.queries[:], self.findings, self.truths, self.selected, self.next_query = [], [], {}, None, 1
+        self.why, self.in_editor = None, None
 
     def close(self) -> None:
         """Stop what runs and let go of everything."""
         self.session.close()
-        delete(self.download)
+        for file in (self.download, *self.exports.values()):
+            delete(file)
 
 
 class Visitors:

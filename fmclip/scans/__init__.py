@@ -5,12 +5,14 @@ sniff       the kind of a file, by content
 pictures    PNG, JPEG, BMP, WebP          tiff    TIFF of any depth
 dicom       one frame, windowed           nifti   one slice, in canonical orientation
 intensity   windows and robust ranges     letterbox   to the square and back
-windows     their names
+windows     their names                   source      where the pixels lie, for exports
+resize      large scans made smaller
 """
 
 from fmclip.scans.intensity import CT_WINDOWS
 from fmclip.scans.letterbox import Letterbox, letterbox
 from fmclip.scans.reader import find_scan_files, read_scan, read_scans
+from fmclip.scans.resize import resize, shrink
 from fmclip.scans.scan import (
     FLAT_NOTE,
     MAX_FILE_BYTES,
@@ -20,6 +22,7 @@ from fmclip.scans.scan import (
     MAX_VOLUME_BYTES,
     Scan,
 )
+from fmclip.scans.source import DicomReference, Source
 from fmclip.scans.windows import AS_STORED, name_window, parse_window
 
 __all__ = [
@@ -31,12 +34,16 @@ __all__ = [
     "MAX_SCANS",
     "MAX_UPLOAD_VALUES",
     "MAX_VOLUME_BYTES",
+    "DicomReference",
     "Letterbox",
     "Scan",
+    "Source",
     "find_scan_files",
     "letterbox",
     "name_window",
     "parse_window",
     "read_scan",
     "read_scans",
+    "resize",
+    "shrink",
 ]

@@ -18,6 +18,7 @@ from pydicom.uid import (
 
 from fmclip.scans.intensity import apply_window, collapse_grey, fill_missing, robust_range, stretch
 from fmclip.scans.scan import Unreadable, check_size, choose_slice
+from fmclip.scans.source import DicomReference, Source, dicom_affine
 
 _EXPORT = "Export it uncompressed (Explicit VR Little Endian) or as PNG."
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -29,10 +30,16 @@ _FUNCTIONAL_GROUP = {  # where enhanced multi-frame objects keep what older ones
     "WindowCenter": "FrameVOILUTSequence",
     "WindowWidth": "FrameVOILUTSequence",
     "VOILUTFunction": "FrameVOILUTSequence",
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
 }
 
 
-def read_dicom(path: Path, slice_index: int | None, window: tuple[float, float] | None) -> tuple[np.ndarray, list[str]]:
+def read_dicom(
+    path: Path, slice_index: int | None, window: tuple[float, float] | None
+) -> tuple[np.ndarray, list[str], Source]:
     """Read one frame of a DICOM file: modality LUT, then VOI LUT or window, then MONOCHROME1 inverted.
 
     Without a window in the file or from the caller, 8-bit values are shown over their full range, others between their
@@ -45,7 +52,7 @@ def read_dicom(path: Path, slice_index: int | None, window: tuple[float, float] 
             frames are shown as they are.
 
     Returns:
-        ([H, W] or [H, W, 3] float32 in [0, 1], notes).
+        ([H, W] or [H, W, 3] float32 in [0, 1], notes, where the frame lies).
 
     Raises:
         Unreadable: If it holds no picture, is too large, or is compressed in a way that cannot be decoded here.
@@ -57,16 +64,17 @@ def read_dicom(path: Path, slice_index: int | None, window: tuple[float, float] 
     notes = _burned_in(dataset)
     frame = choose_slice(slice_index, frames, notes)
     stored = _decode_frame(dataset, frame)  # [H, W] or [H, W, 3]
+    source = _source(dataset, frame, frames)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if stored.ndim == 3 and photometric in _COLOUR:
         scaled = np.divide(stored, float(2 ** int(dataset.BitsStored) - 1), dtype=np.float32)
-        return collapse_grey(np.clip(scaled, 0.0, 1.0)), notes
+        return collapse_grey(np.clip(scaled, 0.0, 1.0)), notes, source
     if stored.ndim == 2 and photometric == "PALETTE COLOR":
         coloured = apply_color_lut(stored, dataset)  # [H, W, 3], uint8 or uint16
-        return collapse_grey(np.divide(coloured, np.iinfo(coloured.dtype).max, dtype=np.float32)), notes
+        return collapse_grey(np.divide(coloured, np.iinfo(coloured.dtype).max, dtype=np.float32)), notes, source
     if stored.ndim != 2 or photometric not in _GREY:
         raise Unreadable(f"stores its colours in a way that is not read. {_EXPORT}")
-    return _show_grey(stored, dataset, frame, window, notes), notes
+    return _show_grey(stored, dataset, frame, window, notes), notes, source
 
 
 def _read_dataset(path: Path) -> Dataset:
@@ -198,6 +206,42 @@ def _setting(dataset: Dataset, frame: int, keyword: str) -> Any:
         if macro and keyword in macro[0]:
             return macro[0].get(keyword)
     return dataset.get(keyword)
+
+
+def _source(dataset: Dataset, frame: int, frames: int) -> Source:
+    """Say where one frame lies and, if the file says so, which image it is; damaged elements count as missing."""
+    shape = int(dataset.Rows), int(dataset.Columns)
+    slice_index = frame if frames > 1 else None
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+    study, series, instance, sop_class, frame_of_reference = (_uid(dataset.get(name)) for name in names)
+    thickness = _number(_setting(dataset, frame, "SliceThickness"))
+    reference = DicomReference(
+        study or "",
+        series or "",
+        instance or "",
+        sop_class or "",
+        frame=frame + 1 if frames > 1 else None,
+        frame_of_reference=frame_of_reference,
+        position=_numbers(_setting(dataset, frame, "ImagePositionPatient"), 3),
+        orientation=_numbers(_setting(dataset, frame, "ImageOrientationPatient"), 6),
+        spacing=_numbers(_setting(dataset, frame, "PixelSpacing"), 2),
+        thickness=thickness if thickness and thickness > 0 else None,
+    )
+    is_complete = bool(study and series and instance and sop_class)
+    return Source(shape, slice_index, dicom_affine(reference), reference if is_complete else None)
+
+
+def _uid(value: Any) -> str | None:
+    """Return a well-formed UID; other text, which might be anything, is dropped."""
+    return str(value) if isinstance(value, str) and UID(value).is_valid else None
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    """Return that many finite numbers of an element; None if it holds something else."""
+    if not isinstance(value, (list, tuple, pydicom.multival.MultiValue)) or len(value) != count:
+        return None
+    numbers = tuple(_number(one) for one in value)
+    return None if None in numbers else numbers  # type: ignore[return-value]
 
 
 def _number(value: Any) -> float | None:

@@ -8,10 +8,11 @@ from typing import BinaryIO, NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from fmclip.scans.intensity import apply_window, fill_missing, robust_range, stretch
 from fmclip.scans.scan import Unreadable, check_size, choose_slice
+from fmclip.scans.source import Source
 
 _SHORTEST_HEADER, _LONGEST_HEADER = 348, 540
 _LONGEST_EXTENSION = 2**24  # bytes between header and data
@@ -25,7 +26,9 @@ class _Volume(NamedTuple):
     volumes: int  # how many the file holds (time points, channels); the first is the one read
 
 
-def read_nifti(path: Path, slice_index: int | None, window: tuple[float, float] | None) -> tuple[np.ndarray, list[str]]:
+def read_nifti(
+    path: Path, slice_index: int | None, window: tuple[float, float] | None
+) -> tuple[np.ndarray, list[str], Source]:
     """Read one slice of a NIfTI volume.
 
     The volume is brought to canonical orientation and an axial slice is taken (of a volume that is one voxel thin along
@@ -39,7 +42,7 @@ def read_nifti(path: Path, slice_index: int | None, window: tuple[float, float] 
         window: (centre, width) in the volume's units, instead of the percentiles.
 
     Returns:
-        ([H, W] float32 in [0, 1], notes).
+        ([H, W] float32 in [0, 1], notes, where the slice lies).
 
     Raises:
         Unreadable: If it is too large, cut short, has no such slice, or holds hardly any numbers.
@@ -56,13 +59,13 @@ def read_nifti(path: Path, slice_index: int | None, window: tuple[float, float] 
     notes: list[str] = []
     if volume.volumes > 1:
         notes.append(f"the file holds {volume.volumes} volumes; the first one is read")
-    stored = _take_slice(volume, slice_index, notes)  # [H, W]
+    stored, source = _take_slice(volume, slice_index, notes)  # [H, W]
     values = fill_missing(stored * volume.slope + volume.intercept, notes)
     if window is not None:
-        return apply_window(values, *window), notes
+        return apply_window(values, *window), notes, source
     low, high = robust_range(volume.stored, 0.5, 99.5)
     low, high = sorted((low * volume.slope + volume.intercept, high * volume.slope + volume.intercept))
-    return stretch(values, (low, high)), notes
+    return stretch(values, (low, high)), notes, source
 
 
 def _read_volume(file: BinaryIO) -> _Volume:
@@ -111,11 +114,12 @@ def _read_exactly(file: BinaryIO, target: memoryview) -> None:
         target = target[count:]
 
 
-def _take_slice(volume: _Volume, slice_index: int | None, notes: list[str]) -> np.ndarray:
-    """Return the stored numbers of one slice, [H, W], in canonical orientation."""
-    stored = volume.stored
+def _take_slice(volume: _Volume, slice_index: int | None, notes: list[str]) -> tuple[np.ndarray, Source]:
+    """Return the stored numbers of one slice, [H, W], in canonical orientation, and where it lies."""
+    stored, affine = volume.stored, None
     orientation = io_orientation(volume.affine) if np.isfinite(volume.affine).all() else np.full((3, 2), np.nan)
     if np.isfinite(orientation).all():
+        affine = volume.affine @ inv_ornt_aff(orientation, stored.shape)
         stored = apply_orientation(stored, orientation)  # [right, anterior, superior]
     else:
         notes.append("the file states no usable orientation; the slice is shown as it is stored")
@@ -123,4 +127,19 @@ def _take_slice(volume: _Volume, slice_index: int | None, notes: list[str]) -> n
     axis = thin[0] if len(thin) == 1 else 2
     index = choose_slice(slice_index, stored.shape[axis], notes)
     plane = stored.take(index, axis=axis)  # [right or anterior, anterior or superior]
-    return plane.T[::-1, ::-1]
+    if affine is not None:
+        affine = affine @ _pixels_to_voxels(axis, index, plane.shape)
+    picture = plane.T[::-1, ::-1]
+    shape = (picture.shape[0], picture.shape[1])
+    return picture, Source(shape, index if stored.shape[axis] > 1 else None, affine)
+
+
+def _pixels_to_voxels(axis: int, index: int, plane: tuple[int, ...]) -> np.ndarray:
+    """Matrix [4, 4] from (column, row, 0, 1) of the turned picture to voxels of the canonical volume."""
+    first, second = (other for other in range(3) if other != axis)
+    matrix = np.zeros((4, 4))
+    matrix[first, 0], matrix[first, 3] = -1, plane[0] - 1
+    matrix[second, 1], matrix[second, 3] = -1, plane[1] - 1
+    matrix[axis, 2], matrix[axis, 3] = 1, index
+    matrix[3, 3] = 1
+    return matrix

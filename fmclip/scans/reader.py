@@ -25,6 +25,7 @@ from fmclip.scans.scan import (
     Unreadable,
 )
 from fmclip.scans.sniff import HEAD_BYTES, sniff
+from fmclip.scans.source import Source
 from fmclip.scans.tiff import read_tiff
 
 # Warnings of the decoders are process-wide settings, so one file is decoded at a time; that also bounds the memory.
@@ -61,11 +62,11 @@ def read_scan(
     try:
         with _quietly():
             kind = _kind_of(Path(path))
-            pixels, notes = _decode(Path(path), kind, slice_index, window)
+            pixels, notes, source = _decode(Path(path), kind, slice_index, window)
             if pixels.min() == pixels.max():
                 notes.append(FLAT_NOTE)
             pixels.flags.writeable = False
-            return Scan(pixels, label, tuple(notes))
+            return Scan(pixels, label, tuple(notes), source)
     except Unreadable as reason:
         text = str(reason)
     except Exception as exc:  # the decoders raise anything for damaged files, often with the path in the text
@@ -149,15 +150,13 @@ def _kind_of(path: Path) -> str:
 
 def _decode(
     path: Path, kind: str, slice_index: int | None, window: tuple[float, float] | None
-) -> tuple[np.ndarray, list[str]]:
-    """Return ([H, W] or [H, W, 3] float32 in [0, 1], notes) from the reader for this kind."""
+) -> tuple[np.ndarray, list[str], Source | None]:
+    """Return ([H, W] or [H, W, 3] float32 in [0, 1], notes, where it lies) from the reader for this kind."""
     if kind == "DICOM":
         return read_dicom(path, slice_index, window)
     if kind == "NIfTI":
         return read_nifti(path, slice_index, window)
-    if kind == "TIFF":
-        return read_tiff(path)
-    return read_picture(path, kind)
+    return *(read_tiff(path) if kind == "TIFF" else read_picture(path, kind)), None
 
 
 def _explain(exc: Exception, kind: str) -> str:

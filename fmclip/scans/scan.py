@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fmclip.scans.source import Source
+
 MAX_SCANS = 500
 """Files read from one upload; the rest are reported, not read."""
 MAX_PIXELS = 40_000_000
@@ -25,18 +27,20 @@ class Unreadable(Exception):  # noqa: N818  (a reason, not yet an error: `read_s
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One decoded scan: pixels only, without a file name, a tag or anything else about the patient.
+    """One decoded scan: pixels and where they lie, without a file name or anything else that names the patient.
 
     Attributes:
         pixels: [H, W] (grey) or [H, W, 3] (colour) float32 in [0, 1]; read-only.
         label: What the person sees ("scan 3"): its place in the upload.
         notes: Warnings about this scan, each a short sentence part ("the image is one flat value").
+        source: Where they lie, for DICOM and NIfTI exports; None for plain pictures. No part of the digest.
         digest: SHA-256 of the decoded pixels and their shape; equal for duplicates, and a key for caches.
     """
 
     pixels: np.ndarray
     label: str = "scan"
     notes: tuple[str, ...] = ()
+    source: Source | None = field(default=None, repr=False)
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:

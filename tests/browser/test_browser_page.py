@@ -1,6 +1,5 @@
 """A visitor's ways over the page, in a real browser, on the embedded tower."""
 
-import os
 import re
 from pathlib import Path
 
@@ -9,13 +8,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 from scan_files import write_nifti
+from screenshots import keep_screenshot
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 CASE = "brain_mri_t1"
 LONG = 300_000  # ms
-MAX_SCREENSHOT_BYTES = 600_000
 
 
 def load_case(page: Page, name: str = CASE) -> None:
@@ -63,7 +62,7 @@ def test_from_an_example_case_to_a_verdict_and_back_with_the_adapter(visitor: Pa
     expect(visitor.locator("#verdict")).to_contain_text("simulated lesion")
     expect(visitor.locator("#slider img")).to_have_count(2)
     assert visitor.locator("#slider img").last.evaluate("image => image.naturalWidth") >= 256
-    take_screenshot(visitor, tmp_path)
+    keep_screenshot(visitor, "page", tmp_path)
 
     overlay_follows_the_sliders(visitor)
     last_card = visitor.locator("#cards .fm-card").last
@@ -89,17 +88,6 @@ def overlay_follows_the_sliders(page: Page) -> None:
     page.click("#reset")
     expect(page.locator("#verdict h3")).to_contain_text("deviates", timeout=20_000)
     expect(page.locator("#verdict")).not_to_contain_text("set by hand")
-
-
-def take_screenshot(page: Page, folder: Path) -> None:
-    """For the README: FMCLIP_SCREENSHOT=docs/page.png makes it there."""
-    path = Path(os.environ.get("FMCLIP_SCREENSHOT", folder / "page.png"))
-    page.mouse.move(0, 0)
-    page.screenshot(path=path, full_page=True, animations="disabled")
-    with Image.open(path) as picture:  # 64 levels a channel: a third smaller, and nobody sees a difference
-        coarse = [min(255, 4 * round(value / 4)) for value in range(256)]
-        picture.convert("RGB").point(coarse * 3).save(path, optimize=True)
-    assert path.stat().st_size < MAX_SCREENSHOT_BYTES
 
 
 def another_visitor_loads(page: Page, served, adapter: Path, scores: list[float]) -> None:

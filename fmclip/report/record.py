@@ -1,0 +1,188 @@
+"""What was done, in one small JSON file: enough to do it again with the same scans, and nothing that names them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fmclip.calibration import Calibration
+from fmclip.checkpoint import parse_config
+from fmclip.detectors import DETECTORS, Detector, DetectorConfig
+from fmclip.errors import FmclipError
+from fmclip.scans import AS_STORED, Scan, name_window, parse_window
+
+FORMAT, FORMAT_VERSION = "fmclip-run", 1
+MAX_CHARS = 2**20
+"""Of a run.json; one with 500 scans takes a tenth of it."""
+VERSIONS = ("python", "fmclip", "code", "torch", "timm", "open_clip_torch", "peft", "numpy")
+PRESETS = ("fast", "full", "paper")
+OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
+
+_UNUSABLE = "This is no run.json of fmclip, or it is damaged. Export it again."
+
+
+@dataclass(frozen=True)
+class ScanRecord:
+    """One scan, told by its content.
+
+    Attributes:
+        label: What the person called it ("scan 3").
+        digest: SHA-256 of its pixels as they were looked at.
+        slice_index: Slice or frame, from 0; None where the file holds one picture.
+        score: Score of a query; None for a reference scan.
+    """
+
+    label: str
+    digest: str
+    slice_index: int | None = None
+    score: float | None = None
+
+    @classmethod
+    def of(cls, scan: Scan, score: float | None = None) -> ScanRecord:
+        """Describe a scan."""
+        return cls(scan.label, scan.digest, scan.source.slice_index if scan.source else None, score)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """An adaptation and what it said.
+
+    Attributes:
+        method: Name of the detector.
+        config: Its config, the seed and the scan type among it.
+        tower: Name of the tower.
+        tower_identity: SHA-256 over its architecture and weights.
+        window: Name of the window that all scans were read with.
+        calibration: Threshold and scores of the references.
+        references: The scans that were learned from, in their order; none where only the adapter file is at hand.
+        queries: The scans that were mapped.
+        versions: Of the program and of the libraries whose numbers may differ.
+        date: Day of the export, ISO.
+    """
+
+    method: str
+    config: DetectorConfig
+    tower: str
+    tower_identity: str
+    window: str
+    calibration: Calibration
+    references: tuple[ScanRecord, ...]
+    queries: tuple[ScanRecord, ...]
+    versions: dict[str, str | None]
+    date: str
+
+    @classmethod
+    def of(
+        cls,
+        detector: Detector,
+        calibration: Calibration,
+        queries: Sequence[ScanRecord],
+        *,
+        references: Sequence[Scan] = (),
+        window: str | None = None,
+    ) -> RunRecord:
+        """Describe a fitted detector and what it found.
+
+        Args:
+            detector: The detector that answered.
+            calibration: Its calibration.
+            queries: What it was asked about, with the scores.
+            references: The scans that it was fitted to; () where they are not at hand.
+            window: Name of the window that the scans were read with.
+        """
+        from fmclip.evaluation.environment import environment
+
+        here = environment()
+        return cls(
+            method=detector.name,
+            config=detector.config,
+            tower=detector.tower.name,
+            tower_identity=detector.tower.identity,
+            window=window or AS_STORED,
+            calibration=calibration,
+            references=tuple(ScanRecord.of(scan) for scan in references),
+            queries=tuple(queries),
+            versions={name: here[name] for name in VERSIONS},
+            date=here["date"],
+        )
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset whose settings these are ("full"), `OWN_SETTINGS`, or `NOT_TRAINED`."""
+        config_class: Any = type(self.config)
+        presets = [
+            config_class.preset(name, scan_type=self.config.scan_type, seed=self.config.seed) for name in PRESETS
+        ]
+        if presets[0] == presets[-1]:
+            return NOT_TRAINED
+        return next(
+            (name for name, preset in zip(PRESETS, presets, strict=True) if preset == self.config), OWN_SETTINGS
+        )
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Word the settings for a person: (name, value) rows."""
+        return [
+            ("Scan type", self.config.scan_type),
+            ("Method", self.method),
+            ("Training", self.preset),
+            ("Seed", str(self.config.seed)),
+            ("Reference scans", str(len(self.calibration.reference_scores))),
+            ("Threshold rule", self.calibration.rule),
+            ("Window", self.window),
+            ("Tower", f"{self.tower} ({self.tower_identity[:12]})"),
+            ("Program", f"fmclip {self.versions.get('fmclip')} ({self.versions.get('code')})"),
+            (
+                "Libraries",
+                ", ".join(f"{name} {self.versions[name]}" for name in ("torch", "timm") if name in self.versions),
+            ),
+            ("Date", self.date),
+        ]
+
+    def to_json(self) -> str:
+        """Write the record as JSON text."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.__dict__}
+        values |= {"config": self.config.to_dict(), "calibration": self.calibration.to_dict()}
+        values |= {name: [asdict(scan) for scan in values[name]] for name in ("references", "queries")}
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Take back what `to_json` wrote; every value is checked, since the file may come from anyone.
+
+        Raises:
+            FmclipError: It is no such text, of another version, or holds values that no run has.
+        """
+        try:
+            values = _object(json.loads(text) if len(text) <= MAX_CHARS else None)
+            if values.pop("format") != FORMAT or values.pop("format_version") != FORMAT_VERSION:
+                raise ValueError("another format")
+            config_class = DETECTORS[values["method"]].config_class
+            values["config"] = parse_config(config_class, _object(values["config"]))
+            values["calibration"] = Calibration.from_dict(_object(values["calibration"]))
+            values["window"] = name_window(parse_window(values["window"]))
+            for name in ("references", "queries"):
+                values[name] = tuple(_scan_record(one) for one in values[name])
+            values["versions"] = {name: str(_object(values["versions"])[name]) for name in VERSIONS}
+            for name in ("tower", "tower_identity", "date"):
+                values[name] = str(values[name])[:200]
+            return cls(**values)
+        except (FmclipError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise FmclipError(_UNUSABLE) from error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
+
+
+def _scan_record(values: Mapping[str, Any]) -> ScanRecord:
+    record = ScanRecord(**_object(values))
+    is_index = record.slice_index is None or (type(record.slice_index) is int and 0 <= record.slice_index < 10**6)
+    is_score = record.score is None or (type(record.score) in (int, float) and 0 <= record.score <= 1)
+    if not (is_index and is_score and re.fullmatch(r"[0-9a-f]{64}", record.digest) and isinstance(record.label, str)):
+        raise ValueError("no scan of a run")
+    return record
