@@ -22,7 +22,9 @@ from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
+from fmclip.page.panels import connect_methods, method_panel
 from fmclip.page.references import WINDOW_INFO
+from fmclip.page.teaching import Teaching
 from fmclip.page.tower import TowerLoader
 from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
 from fmclip.page.visitors import Visitors
@@ -115,6 +117,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         min_width=200,
                         elem_id="preset",
                     )
+                method_panel(parts, PICK_CLICK)
                 with gr.Row():
                     adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
                     stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
@@ -174,6 +177,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(parts["remove_suspects"].click, handlers.remove_suspects)
         on(parts["remove_marked"].click, handlers.remove_marked)
         on(parts["clear_references"].click, handlers.clear_references)
+        connect_methods(parts, Teaching(handlers), reading)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)

@@ -19,6 +19,7 @@ from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
@@ -105,6 +106,8 @@ class Job:
         normals: k normal scans.
         queries: Scans to be mapped at every good state; may grow while the fit goes on.
         window: Name of the window that the normals were read with, for the adapter to remember.
+        abnormals: Abnormal scans, for methods that can use them.
+        abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
     """
 
     tower: str
@@ -116,6 +119,8 @@ class Job:
     normals: Sequence[Scan]
     queries: Sequence[Scan] = ()
     window: str | None = None
+    abnormals: Sequence[Scan] = ()
+    abnormal_masks: Sequence[np.ndarray | None] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +272,10 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
             raise Stopped
         hand_over()
 
-    detector.fit(list(job.normals), on_event=listen)
+    examples: dict[str, Any] = {}
+    if job.abnormals and kind.uses_abnormals != "never":
+        examples = {"abnormals": list(job.abnormals), "abnormal_masks": list(job.abnormal_masks)}
+    detector.fit(list(job.normals), **examples, on_event=listen)
     if not ended.is_set() and not Adapter.of(detector).same_as(last):
         settle(Ready("final", detector))
 

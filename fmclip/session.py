@@ -186,6 +186,8 @@ class Session:
         method: str = "fusionmedclip",
         preview_queries: Sequence[Scan] = (),
         window: str | None = None,
+        abnormals: Sequence[Scan] = (),
+        abnormal_masks: Sequence[np.ndarray | None] = (),
     ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
@@ -197,6 +199,8 @@ class Session:
             method: Name of the detector.
             preview_queries: Mapped at each good state; scans that are added to the sequence later are mapped too.
             window: Name of the window that the normals were read with; the adapter remembers it.
+            abnormals: Abnormal scans; methods that cannot use them leave them out of account.
+            abnormal_masks: For each of them bool [H, W] on its source pixels, or None; empty for no masks at all.
 
         Yields:
             `Progress`, `SyntheticExamples` and `Preview`; `Adapted` at the end.
@@ -215,7 +219,17 @@ class Session:
             try:
                 tracker = Tracker(time.monotonic())
                 job = Job(
-                    self.tower, self.device, method, preset, scan_type, seed, tuple(normals), preview_queries, window
+                    self.tower,
+                    self.device,
+                    method,
+                    preset,
+                    scan_type,
+                    seed,
+                    tuple(normals),
+                    preview_queries,
+                    window,
+                    tuple(abnormals),
+                    tuple(abnormal_masks) or (None,) * len(abnormals),
                 )
                 yield from self._follow(self._learn(job, stop), preview_queries, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None

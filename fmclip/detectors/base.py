@@ -84,6 +84,8 @@ class Detector(ABC):
         TowerError: The method cannot work on this tower, see `refusal`.
 
     Attributes:
+        title: What the person reads in a menu.
+        summary: What the method does and needs, in one line for the person.
         uses_abnormals: Whether `fit` learns from abnormal scans: it never does, it does where some are given, or it
             cannot learn without them.
         needs_alignment: Whether the method compares pictures with words as the tower embeds them, so that the tower's
@@ -94,6 +96,8 @@ class Detector(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[DetectorConfig]]
+    title: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
     uses_abnormals: ClassVar[Literal["never", "optional", "required"]] = "never"
     needs_alignment: ClassVar[bool] = False
     needs_transformer: ClassVar[bool] = False

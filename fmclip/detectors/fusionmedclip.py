@@ -102,6 +102,8 @@ class FusionMedCLIP(Detector):
 
     name = "fusionmedclip"
     config_class = FusionMedCLIPConfig
+    title = "FusionMedCLIP (default)"
+    summary = "A memory of your scans' patches, refined by prompts and adapters that learn from synthetic anomalies."
 
     memory_: ReferenceMemory
     network_: FusionNetwork | None = None

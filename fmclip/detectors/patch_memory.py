@@ -47,6 +47,8 @@ class PatchMemory(Detector):
 
     name = "patch_memory"
     config_class = PatchMemoryConfig
+    title = "Patch memory"
+    summary = "Each patch against the nearest reference patch. Nothing is trained: answers within seconds."
 
     memory_: ReferenceMemory
 

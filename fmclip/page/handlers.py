@@ -15,7 +15,7 @@ import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, html, references
+from fmclip.page import answers, html, methods, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
@@ -50,14 +50,14 @@ def guarded(status: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(handler)
-        def call(self: Handlers, *args: Any) -> Updates:
+        def call(self: Any, *args: Any) -> Updates:
             try:
                 return handler(self, *args)
             except Exception as error:
                 return self.failure(error, status, args[-1])
 
         @functools.wraps(handler)
-        def stream(self: Handlers, *args: Any) -> Iterator[Updates]:
+        def stream(self: Any, *args: Any) -> Iterator[Updates]:
             try:
                 yield from handler(self, *args)
             except Exception as error:
@@ -137,7 +137,7 @@ class Handlers:
         warnings = references.check(visitor)
         return {
             "reference_files": None,
-            "reference_note": _reading_note(upload, warnings),
+            "reference_note": reading_note(upload, warnings),
             **references.show(visitor),
             **(answers.hold(visitor) if replaced else {}),
         }
@@ -180,12 +180,16 @@ class Handlers:
         visitor = self._visitors.get(token)
         if preset == PAPER and not self._tower.has_gpu:
             raise FmclipError("Training as in the paper needs a GPU, and there is none here: choose fast or full.")
+        methods.require(visitor)
         events = visitor.session.adapt(
             visitor.references,
             scan_type=(scan_type or "").strip()[:80] or "medical scan",
             preset=preset,
             preview_queries=visitor.queries,
             window=visitor.window,
+            method=visitor.method,
+            abnormals=visitor.abnormals,
+            abnormal_masks=[visitor.abnormal_masks.get(scan) for scan in visitor.abnormals],
         )
         with contextlib.closing(events):  # whatever fails while drawing, the fit ends with it
             yield {"status": html.note("Preparing …")}
@@ -253,7 +257,7 @@ class Handlers:
             notes.append(f"Read with the window {reading.window}, as the references were, not with {window}.")
         if not visitor.session.is_adapted and upload.scans:
             gr.Warning(NOT_ADAPTED)
-        yield {"query_files": None, "query_note": _reading_note(upload, notes)}
+        yield {"query_files": None, "query_note": reading_note(upload, notes)}
         yield from answers.fill(visitor)
 
     @guarded("query_note")
@@ -293,11 +297,12 @@ class Handlers:
     @guarded("tower")
     def arrive(self, token: str) -> Iterator[Updates]:
         """Welcome a visitor; once the tower is loaded, say which it is and offer what its device can do."""
-        self._visitors.get(token)
+        visitor = self._visitors.get(token)
         yield {"tower": '<p class="fm-tower">The tower is being loaded …</p>'}
         note = self._tower.describe()
         preset = {"preset": gr.update(choices=GPU_PRESETS, info="On a GPU")} if self._tower.has_gpu else {}
         yield {"tower": f'<p class="fm-tower">{note}</p>', **preset}
+        yield methods.offer(visitor)
 
     def leave(self, token: str) -> None:
         """Forget a visitor; a fit that still runs ends."""
@@ -326,7 +331,7 @@ class Handlers:
 
     def _buttons(self, *, busy: bool) -> Updates:
         """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
-        resting = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects")
+        resting = ("adapt", "load", "method", "clear_references", "remove_marked", "remove_suspects")
         names = [*resting, *(f"case-{name}" for name in self._cases)]
         return {**{name: gr.update(interactive=not busy) for name in names}, "stop": gr.update(interactive=busy)}
 
@@ -351,7 +356,19 @@ def _outcome(visitor: Visitor, event: Adapted) -> str:
     return html.note(message, kind, [warning.message for warning in event.warnings])
 
 
-def _reading_note(upload: Upload, warnings: Sequence[str]) -> str:
+class HandlerGroup:
+    """Handlers of one part of the page in a file of their own; they share visitors and error texts with the others.
+
+    Args:
+        page: The handlers that they go with.
+    """
+
+    def __init__(self, page: Handlers) -> None:
+        self._visitors, self._idle, self.failure = page._visitors, page._idle, page.failure
+
+
+def reading_note(upload: Upload, warnings: Sequence[str]) -> str:
+    """Say what became of an upload: refused files, warnings about the set, notes of single scans."""
     errors = [str(error) for error in upload.errors]
     labels: dict[str, list[str]] = {}
     for scan in upload.scans:

@@ -56,7 +56,7 @@ def thumbnails(scans: Sequence[Scan], noun: str, *, selectable: bool = False, ma
 
 def _thumbnail(place: int, scan: Scan, selectable: bool, is_marked: bool) -> str:
     picture = f'<img src="{pictures.scan_thumbnail(scan)}" alt="{escape(scan.label)}" loading="lazy">'
-    number = escape(scan.label.removeprefix("scan "))
+    number = escape(scan.label.rpartition(" ")[2])
     if not selectable:
         return f"<figure>{picture}<figcaption>{number}</figcaption></figure>"
     pressed = "true" if is_marked else "false"

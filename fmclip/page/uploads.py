@@ -70,7 +70,7 @@ class Upload:
 _PLAIN = Reading()
 
 
-def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = _PLAIN) -> Upload:
+def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = _PLAIN, noun: str = "scan") -> Upload:
     """Read uploaded scans and delete the files.
 
     Args:
@@ -78,6 +78,7 @@ def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = 
         first: Number of the first one ("scan {first}").
         limit: Refuse to read more than this many.
         reading: How to read volumes.
+        noun: What they are called ("scan").
 
     Returns:
         What became of them; what cannot be read is reported, the others go on.
@@ -91,7 +92,7 @@ def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = 
             return Upload([], [ScanError(many)], {}, 0)
         for place, path in enumerate(paths):
             try:
-                scan, window = _read(path, f"scan {first + place}", reading)
+                scan, window = _read(path, f"{noun} {first + place}", reading)
             except ScanError as error:
                 errors.append(error)
                 continue

@@ -9,6 +9,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from fmclip.errors import FmclipError
 from fmclip.page.uploads import delete
 from fmclip.scans import Scan
@@ -16,6 +18,7 @@ from fmclip.session import Finding, Session
 
 MAX_VISITORS = 32
 IDLE_SECONDS = 3600.0
+DEFAULT_METHOD = "fusionmedclip"
 
 
 @dataclass(eq=False)
@@ -31,6 +34,11 @@ class Visitor:
         findings: What the adapter in use says about the queries, in their order.
         next_reference: Number of the next reference scan that is uploaded; a number is never given twice.
         next_query: The same for query scans.
+        method: Name of the detector to adapt with.
+        abnormals: Abnormal scans, for methods that can use them.
+        abnormal_masks: What the person has painted on them: bool [H, W].
+        painted: The abnormal scan that is open in the editor.
+        next_abnormal: Number of the next abnormal scan.
         windows: Name of the window that a scan was read with, for scans from files that need one.
         truths: What is known of example queries, by digest.
         selected: The query shown in detail; None for the worst.
@@ -49,6 +57,11 @@ class Visitor:
     findings: list[Finding] = field(default_factory=list)
     next_reference: int = 1
     next_query: int = 1
+    method: str = DEFAULT_METHOD
+    abnormals: list[Scan] = field(default_factory=list)
+    abnormal_masks: dict[Scan, np.ndarray] = field(default_factory=dict)
+    painted: Scan | None = None
+    next_abnormal: int = 1
     windows: MutableMapping[Scan, str] = field(default_factory=WeakKeyDictionary)
     truths: dict[str, str] = field(default_factory=dict)
     selected: Scan | None = None
@@ -71,6 +84,11 @@ class Visitor:
     def drop_queries(self) -> None:
         """Let go of all query scans; numbers start again."""
         self.queries[:], self.findings, self.truths, self.selected, self.next_query = [], [], {}, None, 1
+
+    def drop_abnormals(self) -> None:
+        """Let go of all abnormal scans and their masks; numbers start again."""
+        self.abnormals, self.painted, self.next_abnormal = [], None, 1
+        self.abnormal_masks.clear()
 
     def close(self) -> None:
         """Stop what runs and let go of everything."""
