@@ -24,6 +24,7 @@ from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
 from fmclip.page.panels import connect_methods, method_panel
 from fmclip.page.references import WINDOW_INFO
+from fmclip.page.sets import DROP_CLICK, SetChecks
 from fmclip.page.teaching import Teaching
 from fmclip.page.tower import TowerLoader
 from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
@@ -87,7 +88,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         elem_id="window",
                     )
                 parts["references"] = references = gr.HTML(elem_id="references", js_on_load=PICK_CLICK)
-                parts["reference_note"] = gr.HTML(elem_id="reference-note")
+                parts["reference_note"] = gr.HTML(elem_id="reference-note", js_on_load=DROP_CLICK)
+                parts["set_note"] = gr.HTML(elem_id="set-note", js_on_load=DROP_CLICK)
                 with gr.Row(elem_classes="fm-links"):
                     for name in ("remove_suspects", "remove_marked", "clear_references"):
                         parts[name] = gr.Button(
@@ -172,10 +174,14 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         reading = [slice_text, window]
         for case in cases:
             on(parts[f"case-{case.name}"].click, partial(handlers.load_case, case.name))
-        on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
+        checks = SetChecks(handlers)
+        added = on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
+        on(added.then, checks.look)
+        for note in ("reference_note", "set_note"):
+            on(parts[note].click, checks.drop, takes_event=True)
         on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")
-        on(parts["remove_suspects"].click, handlers.remove_suspects)
-        on(parts["remove_marked"].click, handlers.remove_marked)
+        for name in ("remove_suspects", "remove_marked"):
+            on(on(parts[name].click, getattr(handlers, name)).then, checks.look)
         on(parts["clear_references"].click, handlers.clear_references)
         connect_methods(parts, Teaching(handlers), reading)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)

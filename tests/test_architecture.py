@@ -12,7 +12,7 @@ ORDER = [
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures"},
+    {"checkpoint", "checks", "figures"},
     {"learning"},
     {"session", "evaluation"},
     {"page", "cli", "__main__"},

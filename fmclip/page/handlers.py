@@ -112,6 +112,7 @@ class Handlers:
         message = f"{case.title}. {case.description} Now press Adapt."
         return {
             "reference_note": html.note(message),
+            "set_note": "",
             "query_note": "",
             "scan_type": case.scan_type,
             **references.show(visitor),
@@ -170,7 +171,7 @@ class Handlers:
         """Take all reference scans away; the adapter stays."""
         visitor = self._idle(token)
         visitor.drop_references()
-        return {"reference_note": "", **references.show(visitor)}
+        return {"reference_note": "", "set_note": "", **references.show(visitor)}
 
     # step 2
 
@@ -367,7 +368,7 @@ class HandlerGroup:
         self._visitors, self._idle, self.failure = page._visitors, page._idle, page.failure
 
 
-def reading_note(upload: Upload, warnings: Sequence[str]) -> str:
+def reading_note(upload: Upload, warnings: Sequence[str | html.Item]) -> str:
     """Say what became of an upload: refused files, warnings about the set, notes of single scans."""
     errors = [str(error) for error in upload.errors]
     labels: dict[str, list[str]] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from fmclip.calibration import enumerate_labels as enumerate_labels
 from fmclip.page import pictures
 from fmclip.page.charts import score_strip
 from fmclip.scans import Scan
@@ -30,11 +32,32 @@ def step_title(number: int, title: str, hint: str) -> str:
     return f'<div class="fm-step"><span class="fm-number">{number}</span><h2>{title}</h2><p>{hint}</p></div>'
 
 
-def note(text: str, kind: str = "info", more: Sequence[str] = ()) -> str:
-    """Short message that stays on the page: kind "info", "good", "warning" or "error"."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in more)
+class Item(NamedTuple):
+    """A line of a note.
+
+    Attributes:
+        text: The line.
+        drop: Labels of the scans that a button at its end takes away; none, no button.
+    """
+
+    text: str
+    drop: tuple[str, ...] = ()
+
+
+def note(text: str, kind: str = "info", more: Sequence[str | Item] = ()) -> str:
+    """Short message that stays on the page: kind "info", "good", "warning" or "error"; `data-labels` of its buttons."""
+    items = "".join(_item(Item(line) if isinstance(line, str) else line) for line in more)
     body = (f"<p>{escape(text)}</p>" if text else "") + (f"<ul>{items}</ul>" if items else "")
     return f'<div class="fm-note fm-{kind}">{body}</div>' if body else ""
+
+
+def _item(item: Item) -> str:
+    labels = escape(json.dumps(item.drop), quote=True)
+    names = escape(enumerate_labels(item.drop))
+    button = (
+        f' <button type="button" class="fm-drop" data-labels="{labels}">Remove {names}</button>' if item.drop else ""
+    )
+    return f"<li>{escape(item.text)}{button}</li>"
 
 
 def empty(text: str) -> str:
@@ -64,11 +87,6 @@ def _thumbnail(place: int, scan: Scan, selectable: bool, is_marked: bool) -> str
         f'<button type="button" class="fm-pick" data-index="{place}" aria-pressed="{pressed}">{picture}'
         f"<span>{number}</span></button>"
     )
-
-
-def enumerate_labels(labels: Sequence[str]) -> str:
-    """Word a list of labels: "scan 1, scan 2 and scan 5"."""
-    return " and ".join(filter(None, (", ".join(labels[:-1]), *labels[-1:])))
 
 
 def progress(state: Progress) -> str:

@@ -40,6 +40,7 @@ class Visitor:
         painted: The abnormal scan that is open in the editor.
         next_abnormal: Number of the next abnormal scan.
         windows: Name of the window that a scan was read with, for scans from files that need one.
+        embeddings: What the tower sees in a reference scan, once it was asked.
         truths: What is known of example queries, by digest.
         selected: The query shown in detail; None for the worst.
         threshold: Threshold chosen by hand; None for the calibrated one.
@@ -63,6 +64,7 @@ class Visitor:
     painted: Scan | None = None
     next_abnormal: int = 1
     windows: MutableMapping[Scan, str] = field(default_factory=WeakKeyDictionary)
+    embeddings: MutableMapping[Scan, np.ndarray] = field(default_factory=WeakKeyDictionary)
     truths: dict[str, str] = field(default_factory=dict)
     selected: Scan | None = None
     threshold: float | None = None

@@ -19,7 +19,7 @@ def connect(
     *,
     takes_event: bool = False,
     **options: Any,
-) -> None:
+) -> Any:
     """Run a handler on an event; it may update any part of the page.
 
     Args:
@@ -29,6 +29,9 @@ def connect(
         inputs: Components whose values it gets.
         takes_event: Whether it wants the event data.
         options: Further options of the event.
+
+    Returns:
+        The event's listener; its `then` runs something after it.
     """
 
     def call(event_data: gr.EventData, request: gr.Request, *values: Any) -> dict[Any, Any]:
@@ -41,7 +44,7 @@ def connect(
     def _arguments(event_data: gr.EventData, request: gr.Request, values: Sequence[Any]) -> list[Any]:
         return [*values, *([event_data] if takes_event else []), token_of(request)]
 
-    event(
+    return event(
         stream if inspect.isgeneratorfunction(_plain(handler)) else call,
         list(inputs),
         list(parts.values()),
