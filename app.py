@@ -22,7 +22,7 @@ from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
-from fmclip.page.panels import connect_methods, method_panel
+from fmclip.page.panels import connect_teaching, method_panel, training_panel
 from fmclip.page.references import WINDOW_INFO
 from fmclip.page.sets import DROP_CLICK, SetChecks
 from fmclip.page.teaching import Teaching
@@ -122,10 +122,12 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 method_panel(parts, PICK_CLICK)
                 with gr.Row():
                     adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
+                    parts["go_on"] = gr.Button("Resume", visible=False, scale=1, min_width=110, elem_id="go-on")
                     stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
+                parts["estimate"] = gr.HTML(elem_id="estimate")
                 parts["status"] = gr.HTML(elem_id="status")
                 parts["loss"] = gr.HTML(elem_id="loss")
-                parts["synthetic"] = gr.HTML(elem_id="synthetic")
+                training_panel(parts)
                 with gr.Row(elem_classes="fm-files"):
                     parts["download"] = gr.DownloadButton(
                         "Download adapter", size="sm", interactive=False, min_width=130, elem_id="download"
@@ -183,7 +185,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         for name in ("remove_suspects", "remove_marked"):
             on(on(parts[name].click, getattr(handlers, name)).then, checks.look)
         on(parts["clear_references"].click, handlers.clear_references)
-        connect_methods(parts, Teaching(handlers), reading)
+        connect_teaching(parts, Teaching(handlers), reading)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
+from fmclip.pace import PACES, Plan
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
+    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready, Training
+    from fmclip.self_check import SelfCheck
     from fmclip.towers import Tower
 
 GRACE_SECONDS = 0.5
@@ -108,6 +110,8 @@ class Job:
         window: Name of the window that the normals were read with, for the adapter to remember.
         abnormals: Abnormal scans, for methods that can use them.
         abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
+        start: Where a former training of the same job stood, to go on from there; None begins anew.
+        times: How many times as long as the preset the last stage is.
     """
 
     tower: str
@@ -121,6 +125,27 @@ class Job:
     window: str | None = None
     abnormals: Sequence[Scan] = ()
     abnormal_masks: Sequence[np.ndarray | None] = ()
+    start: Training | None = None
+    times: int = 1
+
+    def config(self) -> DetectorConfig:
+        """The detector's config."""
+        from fmclip.detectors import DETECTORS
+
+        config_class: Any = DETECTORS[self.method].config_class
+        config = config_class.preset(self.preset, scan_type=self.scan_type, seed=self.seed)
+        return config.longer(self.times) if self.times > 1 else config
+
+    def plan(self) -> Plan:
+        """Stages to come; of a training that goes on, the rest, after the pool was made again."""
+        plan = self.config().plan(len(self.normals))
+        if self.start is None:
+            return plan
+        stages = [stage for stage, _ in plan]
+        here = stages.index(self.start.stage)
+        first = next(place for place, stage in enumerate(stages) if stage.startswith("stage"))
+        rest = [(stage, steps - (self.start.step if stage == self.start.stage else 0)) for stage, steps in plan]
+        return [*rest[:first], *rest[here:]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +176,7 @@ class Mapped:
     predictions: tuple[Prediction, ...]
 
 
-LearnEvent: TypeAlias = "Waiting | Learned | Mapped | Event"
+LearnEvent: TypeAlias = "Waiting | Learned | Mapped | SelfCheck | Event"
 
 _detectors: OrderedDict[str, Detector] = OrderedDict()
 _keeping = threading.Lock()
@@ -171,6 +196,14 @@ def learn(job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
         FmclipError: The fit failed for a reason that the person can understand.
     """
     yield from stream(partial(_work, job), stop, GRACE_SECONDS)
+
+
+def estimate_seconds(tower: str, device: str, method: str, preset: str, references: int) -> float | None:
+    """How long adapting would take here, by the steps that were measured so far; None while they are unknown."""
+    from fmclip.detectors import DETECTORS
+
+    config: Any = DETECTORS[method].config_class
+    return PACES.estimate((tower, device, method), config.preset(preset).plan(references))
 
 
 def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> list[Prediction]:
@@ -240,16 +273,22 @@ def _work(job: Job, put: Put, ended: Ended) -> None:
 
 def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
     from fmclip.detectors import DETECTORS, Ready
+    from fmclip.self_check import HeldOut, check
 
     kind = DETECTORS[job.method]
-    config_class: Any = kind.config_class
-    config = config_class.preset(job.preset, scan_type=job.scan_type, seed=job.seed)
-    detector = kind(load_tower(job.tower, job.device), config)
+    tower = load_tower(job.tower, job.device)
+    detector: Any = kind(tower, job.config())
+    held: HeldOut | None = None
     last: Adapter | None = None
+
+    def go_on() -> bool:
+        if not ended.is_set():
+            hand_over()
+        return not ended.is_set()
 
     def settle(ready: Ready) -> None:
         """Give the state away first, so that no Stop can lose it; then map the queries, a few at a time."""
-        nonlocal last
+        nonlocal last, held
         last = Adapter.of(ready.detector, job.window)
         put(Learned(ready.stage, last))
         queries = tuple(job.queries)
@@ -262,6 +301,11 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
             predictions = tuple(ready.detector.predict(chunk))
             put(Mapped(ready.stage, tuple(scan.digest for scan in chunk), predictions))
             hand_over()
+        if go_on():
+            held = held or HeldOut.make(job.normals, tower, job.scan_type, job.seed)
+            found = check(ready.detector, held, ready.stage, go_on)
+            if found is not None:
+                put(found)
 
     def listen(event: Event) -> None:
         if isinstance(event, Ready):
@@ -275,7 +319,10 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
     examples: dict[str, Any] = {}
     if job.abnormals and kind.uses_abnormals != "never":
         examples = {"abnormals": list(job.abnormals), "abnormal_masks": list(job.abnormal_masks)}
-    detector.fit(list(job.normals), **examples, on_event=listen)
+    if job.start is not None:
+        detector.resume(list(job.normals), job.start, on_event=listen)
+    else:
+        detector.fit(list(job.normals), **examples, on_event=listen)
     if not ended.is_set() and not Adapter.of(detector).same_as(last):
         settle(Ready("final", detector))
 

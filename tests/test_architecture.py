@@ -6,13 +6,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "losses", "background", "progress"},
+    {"scans", "losses", "background", "pace"},
+    {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "checks", "figures"},
+    {"checkpoint", "checks", "figures", "self_check"},
     {"learning"},
     {"session", "evaluation"},
     {"page", "cli", "__main__"},

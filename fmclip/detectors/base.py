@@ -68,6 +68,10 @@ class DetectorConfig:
         }
         return cls(**plain)
 
+    def plan(self, references: int) -> list[tuple[str, int]]:
+        """Stages of a fit on so many references, each with its steps, for an estimate of time; none if it is quick."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -156,6 +160,24 @@ class Detector(ABC):
         Raises:
             NotFittedError: Neither `fit` nor `load_state` was called.
         """
+
+    @torch.no_grad()
+    def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Map pictures that were synthesised on reference scans, each without its own reference.
+
+        Here the references are not left out: methods that keep them apart, such as a patch memory, do that.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+            content: [B, S, S] bool.
+            sources: [B] index of the reference that each was made from.
+
+        Returns:
+            Maps [B, h, w] and scores [B], both in [0, 1].
+        """
+        found = self.predict([Scan(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+        maps = torch.from_numpy(np.stack([one.map for one in found]))
+        return maps, torch.tensor([one.score for one in found], dtype=torch.float64)
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

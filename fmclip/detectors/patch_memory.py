@@ -84,6 +84,13 @@ class PatchMemory(Detector):
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
 
+    @torch.no_grad()
+    def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Each picture is compared with the patches of the other references."""
+        distances, _ = self.memory_.compare(self.tower.features(pixels), sources)
+        maps = memory_map(self.memory_, distances, content, self.config.smoothing)
+        return to_unit(maps), to_unit(image_scores(maps))
+
     def state(self) -> dict[str, Tensor]:
         """Whitened reference patches, whitening, scales and levels."""
         self._require_fit()

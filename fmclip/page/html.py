@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fmclip.calibration import enumerate_labels as enumerate_labels
 from fmclip.page import pictures
-from fmclip.page.charts import score_strip
+from fmclip.page.charts import score_strip, self_check_chart
 from fmclip.scans import Scan
 from fmclip.session import Finding, Progress
 
 if TYPE_CHECKING:
     from fmclip.detectors import SyntheticExample
+    from fmclip.self_check import SelfCheck
 
 DEVIATES, WITHIN = "▲ deviates", "● within"
 
@@ -49,6 +50,11 @@ def note(text: str, kind: str = "info", more: Sequence[str | Item] = ()) -> str:
     items = "".join(_item(Item(line) if isinstance(line, str) else line) for line in more)
     body = (f"<p>{escape(text)}</p>" if text else "") + (f"<ul>{items}</ul>" if items else "")
     return f'<div class="fm-note fm-{kind}">{body}</div>' if body else ""
+
+
+def hint(text: str) -> str:
+    """A quiet line."""
+    return f'<p class="fm-count">{escape(text)}</p>' if text else ""
 
 
 def _item(item: Item) -> str:
@@ -102,20 +108,45 @@ def progress(state: Progress) -> str:
     )
 
 
+def self_check(checks: Sequence[SelfCheck]) -> str:
+    """How well synthetic anomalies that were held out of the training are found, after each stage."""
+    last = checks[-1]
+    words = (
+        f"Synthetic self-check: {last.anomalies} anomalies that were never trained on, and {last.normals} unchanged "
+        "scans. Area under the ROC curve; filled: scans told apart, hollow: pixels. Real findings look different: this is "
+        "no promise about them."
+    )
+    return f'<p class="fm-count">{escape(words)}</p>{self_check_chart(checks)}'
+
+
 def synthetic(examples: Sequence[SyntheticExample], threshold: float, opacity: float) -> str:
-    """Synthetic anomalies with outline and kind, each beside its heatmap once there is one."""
+    """Synthetic anomalies with outline, kind and strength, each beside its heatmap once there is one; `data-index`."""
     figures = []
-    for example in examples:
+    for place, example in enumerate(examples):
         outlined, heat = pictures.example_thumbnails(example, threshold, opacity)
         words = escape(_capital(example.description))
+        strength = f"<small>{escape(example.strength)}</small>" if example.strength else ""
         second = f'<img src="{heat}" alt="heatmap of it">' if heat else '<div class="fm-later">heatmap follows</div>'
         figures.append(
-            f'<figure><div class="fm-pair"><img src="{outlined}" alt="{words}, outlined">{second}</div>'
-            f"<figcaption>{words}</figcaption></figure>"
+            f'<button type="button" class="fm-example" data-index="{place}" title="Make it again from its record">'
+            f'<span class="fm-pair"><img src="{outlined}" alt="{words}, outlined">{second}</span>'
+            f"<span>{words}{strength}</span></button>"
         )
     return (
-        '<p class="fm-count">Synthetic anomalies that it learns from, outlined, each beside its heatmap</p>'
-        f'<div class="fm-synthetic" tabindex="0" aria-label="synthetic anomalies">{"".join(figures)}</div>'
+        '<p class="fm-count">Synthetic anomalies that it learns from, outlined, each beside its heatmap; click to '
+        'replay</p><div class="fm-synthetic" tabindex="0" '
+        f'aria-label="synthetic anomalies">{"".join(figures)}</div>'
+    )
+
+
+def replay(description: str, strength: str, picture: str, verdict: str, record: dict, same: bool) -> str:
+    """A synthetic anomaly that was made again, with its record."""
+    words = escape(", ".join(filter(None, (_capital(description), strength))))
+    text = escape(json.dumps(record, indent=1))
+    return (
+        f'<div class="fm-replay"><img src="{picture}" alt="{words}, outlined"><div><h3>{words}</h3>'
+        f"{note(verdict, 'good' if same else 'warning')}"
+        f"<details><summary>Its record</summary><pre>{text}</pre></details></div></div>"
     )
 
 

@@ -12,6 +12,12 @@ from fmclip.page.teaching import Teaching
 from fmclip.page.visitors import DEFAULT_METHOD
 from fmclip.page.wiring import connect
 
+EXAMPLE_CLICK = """
+element.addEventListener('click', (event) => {
+  const example = event.target.closest('.fm-example');
+  if (example) trigger('click', {index: Number(example.dataset.index)});
+});
+"""
 ABNORMALS_INFO = "Scans with a finding, for methods that learn from them. Click one to paint where it is."
 
 
@@ -54,9 +60,23 @@ def method_panel(parts: dict[str, Any], pick_click: str) -> None:
             )
 
 
-def connect_methods(parts: dict[str, Any], teaching: Teaching, reading: list[Any]) -> None:
-    """Wire `method_panel`; `reading` are the inputs for slice and window."""
+def training_panel(parts: dict[str, Any]) -> None:
+    """Lay out what is seen of a training below its loss: the self-check and the gallery of synthetic anomalies."""
+    parts["self_check"] = gr.HTML(elem_id="self-check")
+    parts["synthetic"] = gr.HTML(elem_id="synthetic", js_on_load=EXAMPLE_CLICK)
+    parts["replay"] = gr.HTML(elem_id="replay")
+    with gr.Row(elem_classes="fm-links"):
+        parts["records"] = gr.DownloadButton(
+            "Download their records", size="sm", visible=False, elem_classes="fm-quiet", elem_id="records"
+        )
+
+
+def connect_teaching(parts: dict[str, Any], teaching: Teaching, reading: list[Any]) -> None:
+    """Wire both panels, and the button that goes on; `reading` are the inputs for slice and window."""
     on = partial(connect, parts)
+    on(parts["preset"].input, teaching.choose_preset, [parts["preset"]])
+    on(parts["go_on"].click, teaching.go_on, concurrency_id="tower", concurrency_limit=16)
+    on(parts["synthetic"].click, teaching.replay, takes_event=True)
     on(parts["method"].input, teaching.choose_method, [parts["method"]])
     on(parts["abnormal_files"].upload, teaching.add_abnormals, [parts["abnormal_files"], *reading])
     on(parts["abnormals"].click, teaching.select_abnormal, takes_event=True)

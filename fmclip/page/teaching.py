@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from fmclip.page import abnormals, html, methods, references
+from fmclip.page import abnormals, gallery, html, methods, pacing, references
 from fmclip.page.answers import Updates
-from fmclip.page.handlers import HandlerGroup, guarded, reading_note
+from fmclip.page.handlers import HandlerGroup, guarded
+from fmclip.page.notes import reading_note
 from fmclip.page.uploads import Reading, deleted_if_refused, take_scans
 
 
@@ -19,7 +20,8 @@ class Teaching(HandlerGroup):
     @guarded("method_note")
     def choose_method(self, method: str, token: str) -> Updates:
         """Take another method: its description, whether the tower refuses it, and what it can learn from."""
-        return methods.choose(self._visitors.get(token), method)
+        visitor = self._visitors.get(token)
+        return {**methods.choose(visitor, method), "estimate": pacing.estimate(visitor)}
 
     @guarded("abnormal_note")
     def add_abnormals(
@@ -52,3 +54,22 @@ class Teaching(HandlerGroup):
         visitor = self._idle(token)
         visitor.drop_abnormals()
         return {"abnormal_note": html.note(""), **abnormals.show(visitor)}
+
+    @guarded("estimate")
+    def choose_preset(self, preset: str, token: str) -> Updates:
+        """Estimate how long it will take."""
+        visitor = self._visitors.get(token)
+        visitor.preset = preset
+        return {"estimate": pacing.estimate(visitor)}
+
+    @guarded("status")
+    def go_on(self, token: str) -> Iterator[Updates]:
+        """Resume a training that was stopped, or train on for as long again."""
+        visitor = self._visitors.get(token)
+        pacing.require_same(visitor)
+        yield from self._follow(visitor, visitor.session.go_on(preview_queries=visitor.queries))
+
+    @guarded("replay")
+    def replay(self, event: gr.EventData, token: str) -> Updates:
+        """Make a synthetic anomaly again from its record, and show both."""
+        return {"replay": gallery.replayed(self._visitors.get(token), int(event._data["index"]))}

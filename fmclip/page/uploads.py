@@ -159,9 +159,9 @@ def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
         raise
 
 
-def new_file(suffix: str) -> Path:
+def new_file(suffix: str, what: str = "adapter") -> Path:
     """Name a file for download that nobody can guess, in a folder of gradio's cache."""
     token = secrets.token_hex(16)
     folder = Path(get_upload_folder()) / token
     folder.mkdir(parents=True)
-    return folder / f"fmclip-adapter-{token[:8]}{suffix}"
+    return folder / f"fmclip-{what}-{token[:8]}{suffix}"

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,9 +17,14 @@ from fmclip.page.uploads import delete
 from fmclip.scans import Scan
 from fmclip.session import Finding, Session
 
+if TYPE_CHECKING:
+    from fmclip.detectors import SyntheticExample
+    from fmclip.self_check import SelfCheck
+
 MAX_VISITORS = 32
 IDLE_SECONDS = 3600.0
 DEFAULT_METHOD = "fusionmedclip"
+DEFAULT_PRESET = "fast"
 
 
 @dataclass(eq=False)
@@ -35,6 +41,9 @@ class Visitor:
         next_reference: Number of the next reference scan that is uploaded; a number is never given twice.
         next_query: The same for query scans.
         method: Name of the detector to adapt with.
+        preset: How long to train.
+        checks: Synthetic self-checks of the last training.
+        examples: Synthetic anomalies that it learned from, as shown.
         abnormals: Abnormal scans, for methods that can use them.
         abnormal_masks: What the person has painted on them: bool [H, W].
         painted: The abnormal scan that is open in the editor.
@@ -47,6 +56,7 @@ class Visitor:
         opacity: Opacity of the overlay.
         has_example: Whether the scans are those of an example case.
         download: The adapter as a file, for the download button.
+        records: Records of the synthetic anomalies as a file, likewise.
         seen: When the visitor last did something.
     """
 
@@ -59,6 +69,9 @@ class Visitor:
     next_reference: int = 1
     next_query: int = 1
     method: str = DEFAULT_METHOD
+    preset: str = DEFAULT_PRESET
+    checks: list[SelfCheck] = field(default_factory=list)
+    examples: tuple[SyntheticExample, ...] = ()
     abnormals: list[Scan] = field(default_factory=list)
     abnormal_masks: dict[Scan, np.ndarray] = field(default_factory=dict)
     painted: Scan | None = None
@@ -71,6 +84,7 @@ class Visitor:
     opacity: float = 0.5
     has_example: bool = False
     download: str | None = None
+    records: str | None = None
     seen: float = field(default_factory=time.monotonic)
 
     @property
@@ -96,6 +110,7 @@ class Visitor:
         """Stop what runs and let go of everything."""
         self.session.close()
         delete(self.download)
+        delete(self.records)
 
 
 class Visitors:
