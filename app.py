@@ -27,9 +27,10 @@ from fmclip.page.references import WINDOW_INFO
 from fmclip.page.sets import DROP_CLICK, SetChecks
 from fmclip.page.teaching import Teaching
 from fmclip.page.tower import TowerLoader
-from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
+from fmclip.page.uploads import AS_STORED, WINDOWS
 from fmclip.page.visitors import Visitors
 from fmclip.page.wiring import connect, token_of
+from fmclip.scans.series import MIDDLE
 
 TOWER = os.environ.get("FMCLIP_TOWER", "mini")
 DEVICE = os.environ.get("FMCLIP_DEVICE", "auto")
@@ -69,15 +70,25 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                             case.title, icon=case.thumbnail, elem_classes="fm-case", elem_id=f"case-{case.name}"
                         )
                 parts["reference_files"] = gr.File(
-                    label="Or upload your own normal scans: PNG, JPEG, TIFF, DICOM, NIfTI",
+                    label="Or upload your own normal scans: PNG, JPEG, TIFF, DICOM, NIfTI, or a zip of them",
                     file_count="multiple",
                     height=120,
                     elem_id="reference-files",
                     elem_classes="fm-file",
                 )
-                with gr.Accordion("DICOM and NIfTI: slice and window", open=False, elem_classes="fm-reading"), gr.Row():
+                parts["reference_folder"] = gr.UploadButton(
+                    "Upload a folder",
+                    file_count="directory",
+                    size="sm",
+                    elem_classes="fm-quiet",
+                    elem_id="reference-folder",
+                )
+                with (
+                    gr.Accordion("DICOM and NIfTI: slices and window", open=False, elem_classes="fm-reading"),
+                    gr.Row(),
+                ):
                     slice_text = gr.Textbox(
-                        MIDDLE, label="Slice", info="Number from 0, or middle", min_width=130, elem_id="slice"
+                        MIDDLE, label="Slices", info="40, 40-60, 40-80:5, or middle", min_width=130, elem_id="slice"
                     )
                     window = parts["window"] = gr.Dropdown(
                         list(WINDOWS),
@@ -179,6 +190,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         checks = SetChecks(handlers)
         added = on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
         on(added.then, checks.look)
+        folder = on(parts["reference_folder"].upload, handlers.add_references, [parts["reference_folder"], *reading])
+        on(folder.then, checks.look)
         for note in ("reference_note", "set_note"):
             on(parts[note].click, checks.drop, takes_event=True)
         on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")

@@ -113,8 +113,8 @@ def self_check(checks: Sequence[SelfCheck]) -> str:
     last = checks[-1]
     words = (
         f"Synthetic self-check: {last.anomalies} anomalies that were never trained on, and {last.normals} unchanged "
-        "scans. Area under the ROC curve; filled: scans told apart, hollow: pixels. Real findings look different: this is "
-        "no promise about them."
+        "scans. Area under the ROC curve; filled: scans told apart, hollow: pixels. Real findings look different: this "
+        "is no promise about them."
     )
     return f'<p class="fm-count">{escape(words)}</p>{self_check_chart(checks)}'
 

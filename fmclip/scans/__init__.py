@@ -6,6 +6,7 @@ pictures    PNG, JPEG, BMP, WebP          tiff    TIFF of any depth
 dicom       one frame, windowed           nifti   one slice, in canonical orientation
 intensity   windows and robust ranges     letterbox   to the square and back
 windows     their names
+archives    zip archives -> numbered files     series      slices of volumes and DICOM series
 """
 
 from fmclip.scans.intensity import CT_WINDOWS
