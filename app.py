@@ -22,7 +22,8 @@ from fmclip.page.answers import NO_QUERIES
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
-from fmclip.page.panels import connect_teaching, method_panel, training_panel
+from fmclip.page.keeping import Keeping
+from fmclip.page.panels import connect_keeping, connect_teaching, keeping_panel, method_panel, training_panel
 from fmclip.page.references import WINDOW_INFO
 from fmclip.page.sets import DROP_CLICK, SetChecks
 from fmclip.page.teaching import Teaching
@@ -146,6 +147,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     adapter_file = parts["load"] = gr.UploadButton(
                         "Load adapter", size="sm", file_types=[".safetensors"], min_width=130, elem_id="load"
                     )
+                keeping_panel(parts)
         with gr.Column(elem_classes="fm-panel"):
             gr.HTML(html.step_title(3, "Query", "Scans to be compared with the references: overlay, score and rank."))
             parts["query_files"] = gr.File(
@@ -209,7 +211,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(reset.click, handlers.reset_threshold)
 
         on(cards.click, handlers.select, takes_event=True)
-        on(page.load, handlers.arrive)
+        connect_keeping(page, parts, Keeping(handlers), handlers.arrive)
 
         def leave(request: gr.Request) -> None:
             handlers.leave(token_of(request))

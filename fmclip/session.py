@@ -296,8 +296,8 @@ class Session:
         predictions = self._answer(adapter, self.tower, self.device, list(scans))
         return [_finding(*pair, calibration) for pair in zip(scans, predictions, strict=True)]
 
-    def save(self, path: Path | str) -> None:
-        """Write the adapter to one safetensors file.
+    def save(self, path: Path | str, name: str = "") -> None:
+        """Write the adapter to one safetensors file, with what the person calls it.
 
         Raises:
             NotFittedError: Nothing was learned or loaded yet.
@@ -305,7 +305,7 @@ class Session:
         from fmclip.checkpoint import save_adapter
 
         adapter, calibration = self._require_state()
-        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window)
+        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window, name=name)
 
     def load(self, path: Path | str) -> None:
         """Take an adapter from a file; if it is refused, the one in use stays.

@@ -14,7 +14,7 @@ ORDER = [
     {"calibration"},
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check"},
-    {"learning"},
+    {"learning", "hub"},
     {"session", "evaluation"},
     {"page", "cli", "__main__"},
 ]

@@ -183,10 +183,10 @@ class Handlers:
         if preset == PAPER and not self._tower.has_gpu:
             raise FmclipError("Training as in the paper needs a GPU, and there is none here: choose fast or full.")
         methods.require(visitor)
-        visitor.preset = preset
+        visitor.preset, visitor.scan_type = preset, (scan_type or "").strip()[:80]
         events = visitor.session.adapt(
             visitor.references,
-            scan_type=(scan_type or "").strip()[:80] or "medical scan",
+            scan_type=visitor.scan_type or "medical scan",
             preset=preset,
             preview_queries=visitor.queries,
             window=visitor.window,
@@ -226,7 +226,7 @@ class Handlers:
         yield {"status": outcome(visitor, adapted), **self.buttons(busy=False)}
         yield {**references.show(visitor), **pacing.show(visitor)}
         if visitor.session.is_adapted:
-            yield {**self._offer_download(visitor), **gallery.offer_records(visitor)}
+            yield {**self.offer_download(visitor), **gallery.offer_records(visitor)}
             yield from answers.fill(visitor)
 
     @guarded("status")
@@ -241,13 +241,18 @@ class Handlers:
         try:
             visitor = self._visitors.get(token)
             visitor.session.load(path or "")
+            from fmclip.checkpoint import describe_adapter
+
+            visitor.adapter_name = describe_adapter(path or "")["name"]
         finally:
             delete(path)
         visitor.threshold = None
         count = len(visitor.session.calibration.reference_scores) if visitor.session.calibration else 0
         window = f" It looks through the window {visitor.session.window}." if visitor.session.window else ""
-        message = f"Adapter loaded: learned from {count} reference scans. Queries are answered with it.{window}"
-        yield {"status": html.note(message, "good"), **self._offer_download(visitor)}
+        named = f" {visitor.adapter_name}" if visitor.adapter_name else ""
+        message = f"Adapter{named} loaded: learned from {count} reference scans. Queries are answered with it.{window}"
+        told = {"status": html.note(message, "good"), "adapter_name": visitor.adapter_name}
+        yield {**told, **self.offer_download(visitor), **pacing.show(visitor)}
         yield from answers.fill(visitor)
 
     # step 3
@@ -349,9 +354,9 @@ class Handlers:
         names = [*resting, *(f"case-{name}" for name in self._cases)]
         return {**{name: gr.update(interactive=not busy) for name in names}, "stop": gr.update(interactive=busy)}
 
-    def _offer_download(self, visitor: Visitor) -> Updates:
-        file = new_file(".safetensors")
-        visitor.session.save(file)
+    def offer_download(self, visitor: Visitor) -> Updates:
+        file = new_file(".safetensors", visitor.adapter_name or "adapter")
+        visitor.session.save(file, visitor.adapter_name)
         delete(visitor.download)
         visitor.download = str(file)
         return {"download": gr.update(value=visitor.download, interactive=True)}
@@ -365,4 +370,5 @@ class HandlerGroup:
     """
 
     def __init__(self, page: Handlers) -> None:
-        self._visitors, self._idle, self._follow, self.failure = page._visitors, page._idle, page.follow, page.failure
+        self._visitors, self._idle, self.failure = page._visitors, page._idle, page.failure
+        self._page = page

@@ -23,6 +23,12 @@ def show(visitor: Visitor) -> dict[str, Any]:
     }
 
 
+def can_resume(visitor: Visitor) -> bool:
+    """Whether the last training was stopped before its end."""
+    unfinished = visitor.session.unfinished
+    return unfinished is not None and not unfinished[1].is_over
+
+
 def estimate(visitor: Visitor) -> str:
     """Seconds for these references, once steps of this kind were measured on this machine: HTML."""
     session, count = visitor.session, len(visitor.references)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from fmclip.page.keeping import READ_KEY, WRITE_KEY, Keeping
 from fmclip.page.methods import BEFORE_THE_TOWER
 from fmclip.page.teaching import Teaching
 from fmclip.page.visitors import DEFAULT_METHOD
@@ -82,3 +83,48 @@ def connect_teaching(parts: dict[str, Any], teaching: Teaching, reading: list[An
     on(parts["abnormals"].click, teaching.select_abnormal, takes_event=True)
     on(parts["keep_mask"].click, teaching.keep_mask, [parts["editor"]])
     on(parts["clear_abnormals"].click, teaching.clear_abnormals)
+
+
+def keeping_panel(parts: dict[str, Any]) -> None:
+    """Lay out the adapter's name, the Hub, and the way to delete everything."""
+    parts["key"] = gr.Textbox(visible="hidden", elem_id="key", container=False)
+    with gr.Accordion("Name, Hugging Face Hub, delete", open=False, elem_classes="fm-reading", elem_id="keeping"):
+        parts["adapter_name"] = gr.Textbox(
+            label="Name of the adapter",
+            info="Goes into the file and its name: no patient data, please",
+            max_length=40,
+            elem_id="adapter-name",
+        )
+        with gr.Row():
+            parts["hub_repository"] = gr.Textbox(
+                label="Repository on the Hub", placeholder="owner/name", min_width=150, elem_id="hub-repository"
+            )
+            parts["hub_token"] = gr.Textbox(
+                label="Token, used once and not stored", type="password", min_width=150, elem_id="hub-token"
+            )
+        parts["hub_private"] = gr.Checkbox(True, label="A new repository is private", elem_id="hub-private")
+        with gr.Row():
+            parts["push"] = gr.Button("Push", size="sm", min_width=90, elem_id="push")
+            parts["pull"] = gr.Button("Pull", size="sm", min_width=90, elem_id="pull")
+        parts["hub_note"] = gr.HTML(elem_id="hub-note")
+        parts["forget"] = gr.Button(
+            "Delete all my scans and the adapter from this machine now",
+            size="sm",
+            elem_classes="fm-quiet",
+            elem_id="forget",
+        )
+
+
+def connect_keeping(page: gr.Blocks, parts: dict[str, Any], keeping: Keeping, arrive: Any) -> None:
+    """Wire `keeping_panel`; a visitor is welcomed first, then `arrive` tells what the tower is."""
+    on, key = partial(connect, parts), [parts["key"]]
+    welcomed = on(page.load, keeping.welcome, key, js=READ_KEY)
+    welcomed.then(None, key, None, js=WRITE_KEY, api_visibility="private")
+    on(welcomed.then, arrive)
+    on(parts["adapter_name"].submit, keeping.name_adapter, [parts["adapter_name"]])
+    on(parts["adapter_name"].blur, keeping.name_adapter, [parts["adapter_name"]])
+    hub = [parts["hub_repository"], parts["hub_token"]]
+    on(parts["push"].click, keeping.push, [*hub, parts["hub_private"]])
+    on(parts["pull"].click, keeping.pull, hub)
+    forgotten = on(parts["forget"].click, keeping.forget)
+    forgotten.then(None, key, None, js=WRITE_KEY, api_visibility="private")

@@ -67,7 +67,7 @@ class Teaching(HandlerGroup):
         """Resume a training that was stopped, or train on for as long again."""
         visitor = self._visitors.get(token)
         pacing.require_same(visitor)
-        yield from self._follow(visitor, visitor.session.go_on(preview_queries=visitor.queries))
+        yield from self._page.follow(visitor, visitor.session.go_on(preview_queries=visitor.queries))
 
     @guarded("replay")
     def replay(self, event: gr.EventData, token: str) -> Updates:

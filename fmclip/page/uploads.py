@@ -211,4 +211,4 @@ def new_file(suffix: str, what: str = "adapter") -> Path:
     token = secrets.token_hex(16)
     folder = Path(get_upload_folder()) / token
     folder.mkdir(parents=True)
-    return folder / f"fmclip-{what}-{token[:8]}{suffix}"
+    return folder / f"fmclip-{what.replace(' ', '-')}-{token[:8]}{suffix}"

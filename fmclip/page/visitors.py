@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -58,6 +60,10 @@ class Visitor:
         download: The adapter as a file, for the download button.
         records: Records of the synthetic anomalies as a file, likewise.
         seen: When the visitor last did something.
+        adapter_name: What they call their adapter.
+        scan_type: What they last adapted to.
+        key: Known to their browser's tab alone; finds them again after a reload. Empty if the tab was given none.
+        is_away: Whether the page was closed or reloaded, and they have not come back yet.
     """
 
     session: Session
@@ -86,6 +92,10 @@ class Visitor:
     download: str | None = None
     records: str | None = None
     seen: float = field(default_factory=time.monotonic)
+    adapter_name: str = ""
+    scan_type: str = ""
+    key: str = ""
+    is_away: bool = False
 
     @property
     def window(self) -> str | None:
@@ -155,12 +165,60 @@ class Visitors:
         visitor = self._visitors.get(token)
         return visitor is not None and visitor.session.is_adapting
 
+    def welcome(self, token: str, key: str) -> tuple[Visitor, bool]:
+        """Find a visitor again by the key that their tab has kept; a stranger becomes a new visitor with a new key.
+
+        Args:
+            token: Of the page that was opened just now.
+            key: What the tab has kept; "" for nothing.
+
+        Returns:
+            The visitor, and whether they were here before.
+        """
+        with self._lock:
+            former = next((old for old, one in self._visitors.items() if key and _same(one.key, key)), None)
+            if former is not None:  # also while the old page has not been missed yet: its `leave` finds nobody
+                visitor = self._visitors.pop(former)
+                stranger = self._visitors.pop(token, None)
+                self._visitors[token] = visitor
+        if former is None:
+            visitor, stranger = self.get(token), None
+            visitor.key = visitor.key or secrets.token_urlsafe(32)
+        if stranger is not None:
+            stranger.close()
+        visitor.is_away, visitor.seen = False, time.monotonic()
+        return visitor, former is not None
+
     def leave(self, token: str) -> None:
-        """Forget a visitor."""
+        """A page was closed or reloaded: what runs ends. Who has a key may come back, who has none is forgotten."""
+        with self._lock:
+            visitor = self._visitors.get(token)
+            if visitor is not None and not visitor.key:
+                del self._visitors[token]
+        if visitor is None:
+            return
+        if not visitor.key:
+            visitor.close()
+            return
+        visitor.is_away, visitor.seen = True, time.monotonic()
+        visitor.session.stop()
+        timer = threading.Timer(self._idle_seconds + 1, self.forget_idle)
+        timer.daemon = True
+        timer.start()
+
+    def forget(self, token: str) -> None:
+        """Let go of all that a visitor has, now."""
         with self._lock:
             visitor = self._visitors.pop(token, None)
         if visitor is not None:
             visitor.close()
+
+    def forget_idle(self) -> None:
+        """Let go of those who did nothing for too long."""
+        with self._lock:
+            gone = self._idle()
+            visitors = [self._visitors.pop(token) for token in gone]
+        _close_all(visitors)
 
     def _find(self, token: str) -> Visitor | None:
         with self._lock:
@@ -172,14 +230,25 @@ class Visitors:
 
     def _make_room(self) -> list[Visitor]:
         """Take out those who have to go; the caller closes them once the lock is free."""
-        now = time.monotonic()
-        idle = [token for token, visitor in self._visitors.items() if not visitor.session.is_adapting]
-        gone = [token for token in idle if now - self._visitors[token].seen > self._idle_seconds]
+        gone = self._idle()
         if not gone and len(self._visitors) >= self._capacity:
-            gone = idle[:1]  # the one who did nothing for the longest time
+            resting = [token for token, visitor in self._visitors.items() if not visitor.session.is_adapting]
+            away = [token for token in resting if self._visitors[token].is_away]
+            gone = (away or resting)[:1]  # the one who left, or did nothing, for the longest time
         if len(self._visitors) - len(gone) >= self._capacity:
             raise FmclipError("The page is full: all visitors are adapting right now. Try again in a few minutes.")
         return [self._visitors.pop(token) for token in gone]
+
+    def _idle(self) -> list[str]:
+        """Tokens of those who did nothing for too long; the lock is held."""
+        now = time.monotonic()
+        resting = ((token, visitor) for token, visitor in self._visitors.items() if not visitor.session.is_adapting)
+        return [token for token, visitor in resting if now - visitor.seen > self._idle_seconds]
+
+
+def _same(key: str, other: str) -> bool:
+    """Whether two keys are equal, in a time that tells nothing about where they differ."""
+    return compare_digest(key.encode(), other.encode("utf-8", "replace"))
 
 
 def _close_all(visitors: list[Visitor]) -> None:
