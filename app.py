@@ -1,6 +1,7 @@
 """The page: three steps on one screen. Start it with `python app.py`.
 
-Environment: FMCLIP_TOWER (name of the tower, "mini"), FMCLIP_DEVICE ("auto"), GRADIO_SERVER_PORT, GRADIO_TEMP_DIR.
+Environment: FMCLIP_TOWER (name of the tower, "mini"), FMCLIP_DEVICE ("auto"), FMCLIP_MCP (1: MCP server),
+GRADIO_SERVER_PORT, GRADIO_TEMP_DIR.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import gradio as gr
 
 from fmclip.page import html, style
 from fmclip.page.answers import NO_QUERIES
+from fmclip.page.api import Service, add_endpoints, wants_mcp
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
@@ -56,7 +58,8 @@ element.addEventListener('click', (event) => {
 def build_page(loader: TowerLoader) -> gr.Blocks:
     """Lay out the page and wire it."""
     cases = list_cases(EXAMPLES)
-    handlers = Handlers(Visitors(session_maker(loader.name, loader.device)), cases, loader)
+    new_session = session_maker(loader.name, loader.device)
+    handlers = Handlers(Visitors(new_session), cases, loader)
     parts: dict[str, Any] = {}
 
     with gr.Blocks(title="fmclip", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -217,6 +220,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             handlers.leave(token_of(request))
 
         page.unload(leave)
+        add_endpoints(Service(new_session, loader))
     return page
 
 
@@ -231,6 +235,7 @@ def launch() -> None:
         max_file_size="512mb",
         footer_links=[],
         run_history=False,  # it would keep pictures of scans in the browser
+        mcp_server=wants_mcp(),
         prevent_thread_lock=True,
     )
     loader.start()
