@@ -137,7 +137,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 method_panel(parts, PICK_CLICK)
                 with gr.Row():
                     adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
-                    parts["go_on"] = gr.Button("Resume", visible=False, scale=1, min_width=110, elem_id="go-on")
+                    parts["go_on"] = gr.Button("Resume", visible=False, scale=2, min_width=130, elem_id="go-on")
                     stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
                 parts["estimate"] = gr.HTML(elem_id="estimate")
                 parts["status"] = gr.HTML(elem_id="status")

@@ -305,6 +305,7 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
             held = held or HeldOut.make(job.normals, tower, job.scan_type, job.seed)
             found = check(ready.detector, held, ready.stage, go_on)
             if found is not None:
+                held = held.first(found.anomalies + found.normals)
                 put(found)
 
     def listen(event: Event) -> None:

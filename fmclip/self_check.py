@@ -92,6 +92,10 @@ class HeldOut:
         masks = torch.from_numpy(np.stack([scan.mask for scan in mixed]))
         return cls(stacked.to(pixels.device), content[sources], masks, sources)
 
+    def first(self, count: int) -> HeldOut:
+        """Only the first ones: every stage is to be asked about the same scans."""
+        return HeldOut(self.pixels[:count], self.content[:count], self.masks[:count], self.sources[:count])
+
 
 @torch.no_grad()
 def check(detector: Detector, held: HeldOut, stage: str, go_on: Callable[[], bool]) -> SelfCheck | None:

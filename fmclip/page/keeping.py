@@ -9,7 +9,7 @@ import gradio as gr
 
 from fmclip.errors import FmclipError
 from fmclip.hub import pull_adapter, push_adapter
-from fmclip.page import abnormals, answers, html, pacing, references
+from fmclip.page import abnormals, answers, gallery, html, pacing, references
 from fmclip.page.answers import Updates
 from fmclip.page.handlers import HandlerGroup, guarded
 from fmclip.page.uploads import delete, new_file
@@ -114,6 +114,7 @@ class Keeping(HandlerGroup):
         if visitor.checks:
             there["self_check"] = html.self_check(visitor.checks)
         if visitor.examples:
+            there |= gallery.offer_records(visitor)
             threshold = answers.threshold_of(visitor)
             there["synthetic"] = html.synthetic(visitor.examples, threshold, visitor.opacity)
         if visitor.scan_type:

@@ -49,7 +49,7 @@ def test_from_an_example_case_to_a_verdict_and_back_with_the_adapter(visitor: Pa
         expect(visitor.locator(f"#{name}")).to_be_disabled()
     expect(visitor.locator("#cards .fm-card")).to_have_count(8, timeout=LONG)  # before the training has ended
     expect(visitor.locator("#status [role=progressbar]")).to_be_visible()
-    expect(visitor.locator("#synthetic figure").first).to_be_visible(timeout=LONG)
+    expect(visitor.locator("#synthetic .fm-example").first).to_be_visible(timeout=LONG)
     expect(visitor.locator("#loss svg")).to_be_visible(timeout=LONG)
     expect(visitor.locator("#status")).to_contain_text("Adapted to 16 reference scans", timeout=LONG)
     for name in ("adapt", "load", "clear-references", f"case-{CASE}"):
