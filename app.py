@@ -1,6 +1,7 @@
 """The page: three steps on one screen. Start it with `python app.py`.
 
-Environment: FMCLIP_TOWER (name of the tower, "mini"), FMCLIP_DEVICE ("auto"), GRADIO_SERVER_PORT, GRADIO_TEMP_DIR.
+Environment: FMCLIP_TOWER (name of the tower, "mini"), FMCLIP_DEVICE ("auto"), FMCLIP_MCP (1: MCP server),
+GRADIO_SERVER_PORT, GRADIO_TEMP_DIR.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ with contextlib.suppress(ImportError):
 import gradio as gr
 
 from fmclip.page import html, style
+from fmclip.page.api import Service, add_endpoints, wants_mcp
 from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
+from fmclip.page.keeping import Keeping
+from fmclip.page.panels import connect_keeping, connect_teaching, keeping_panel, method_panel, training_panel
 from fmclip.page.query_panel import connect_queries, query_panel
 from fmclip.page.references import WINDOW_INFO
+from fmclip.page.sets import DROP_CLICK, SetChecks
+from fmclip.page.teaching import Teaching
 from fmclip.page.tour import TOUR
 from fmclip.page.tower import TowerLoader
-from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
+from fmclip.page.uploads import AS_STORED, WINDOWS
 from fmclip.page.visitors import Visitors
 from fmclip.page.wiring import connect, token_of
+from fmclip.scans.series import MIDDLE
 
 TOWER = os.environ.get("FMCLIP_TOWER", "mini")
 DEVICE = os.environ.get("FMCLIP_DEVICE", "auto")
@@ -46,7 +53,8 @@ element.addEventListener('click', (event) => {
 def build_page(loader: TowerLoader) -> gr.Blocks:
     """Lay out the page and wire it."""
     cases = list_cases(EXAMPLES)
-    handlers = Handlers(Visitors(session_maker(loader.name, loader.device)), cases, loader)
+    new_session = session_maker(loader.name, loader.device)
+    handlers = Handlers(Visitors(new_session), cases, loader)
     parts: dict[str, Any] = {}
 
     with gr.Blocks(title="fmclip", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -62,15 +70,25 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                             case.title, icon=case.thumbnail, elem_classes="fm-case", elem_id=f"case-{case.name}"
                         )
                 parts["reference_files"] = gr.File(
-                    label="Or upload your own normal scans: PNG, JPEG, TIFF, DICOM, NIfTI",
+                    label="Or upload your own normal scans: PNG, JPEG, TIFF, DICOM, NIfTI, or a zip of them",
                     file_count="multiple",
                     height=120,
                     elem_id="reference-files",
                     elem_classes="fm-file",
                 )
-                with gr.Accordion("DICOM and NIfTI: slice and window", open=False, elem_classes="fm-reading"), gr.Row():
+                parts["reference_folder"] = gr.UploadButton(
+                    "Upload a folder",
+                    file_count="directory",
+                    size="sm",
+                    elem_classes="fm-quiet",
+                    elem_id="reference-folder",
+                )
+                with (
+                    gr.Accordion("DICOM and NIfTI: slices and window", open=False, elem_classes="fm-reading"),
+                    gr.Row(),
+                ):
                     slice_text = gr.Textbox(
-                        MIDDLE, label="Slice", info="Number from 0, or middle", min_width=130, elem_id="slice"
+                        MIDDLE, label="Slices", info="40, 40-60, 40-80:5, or middle", min_width=130, elem_id="slice"
                     )
                     window = parts["window"] = gr.Dropdown(
                         list(WINDOWS),
@@ -81,7 +99,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         elem_id="window",
                     )
                 parts["references"] = references = gr.HTML(elem_id="references", js_on_load=PICK_CLICK)
-                parts["reference_note"] = gr.HTML(elem_id="reference-note")
+                parts["reference_note"] = gr.HTML(elem_id="reference-note", js_on_load=DROP_CLICK)
+                parts["set_note"] = gr.HTML(elem_id="set-note", js_on_load=DROP_CLICK)
                 with gr.Row(elem_classes="fm-links"):
                     for name in ("remove_suspects", "remove_marked", "clear_references"):
                         parts[name] = gr.Button(
@@ -111,12 +130,15 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         min_width=200,
                         elem_id="preset",
                     )
+                method_panel(parts, PICK_CLICK)
                 with gr.Row():
                     adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
+                    parts["go_on"] = gr.Button("Resume", visible=False, scale=2, min_width=130, elem_id="go-on")
                     stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
+                parts["estimate"] = gr.HTML(elem_id="estimate")
                 parts["status"] = gr.HTML(elem_id="status")
                 parts["loss"] = gr.HTML(elem_id="loss")
-                parts["synthetic"] = gr.HTML(elem_id="synthetic")
+                training_panel(parts)
                 with gr.Row(elem_classes="fm-files"):
                     parts["download"] = gr.DownloadButton(
                         "Download adapter", size="sm", interactive=False, min_width=130, elem_id="download"
@@ -124,6 +146,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     adapter_file = parts["load"] = gr.UploadButton(
                         "Load adapter", size="sm", file_types=[".safetensors"], min_width=130, elem_id="load"
                     )
+                keeping_panel(parts)
         with gr.Column(elem_classes="fm-panel"):
             query_panel(parts)
 
@@ -131,21 +154,29 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         reading = [slice_text, window]
         for case in cases:
             on(parts[f"case-{case.name}"].click, partial(handlers.load_case, case.name))
-        on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
+        checks = SetChecks(handlers)
+        added = on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
+        on(added.then, checks.look)
+        folder = on(parts["reference_folder"].upload, handlers.add_references, [parts["reference_folder"], *reading])
+        on(folder.then, checks.look)
+        for note in ("reference_note", "set_note"):
+            on(parts[note].click, checks.drop, takes_event=True)
         on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")
-        on(parts["remove_suspects"].click, handlers.remove_suspects)
-        on(parts["remove_marked"].click, handlers.remove_marked)
+        for name in ("remove_suspects", "remove_marked"):
+            on(on(parts[name].click, getattr(handlers, name)).then, checks.look)
         on(parts["clear_references"].click, handlers.clear_references)
+        connect_teaching(parts, Teaching(handlers), reading)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
         connect_queries(parts, handlers, reading)
-        on(page.load, handlers.arrive)
+        connect_keeping(page, parts, Keeping(handlers), handlers.arrive)
 
         def leave(request: gr.Request) -> None:
             handlers.leave(token_of(request))
 
         page.unload(leave)
+        add_endpoints(Service(new_session, loader))
     return page
 
 
@@ -160,6 +191,7 @@ def launch() -> None:
         max_file_size="512mb",
         footer_links=[],
         run_history=False,  # it would keep pictures of scans in the browser
+        mcp_server=wants_mcp(),
         prevent_thread_lock=True,
     )
     loader.start()

@@ -125,7 +125,8 @@ class ReferenceWarning:
     """Something about the reference set that a person should look at before trusting the maps.
 
     Attributes:
-        kind: "duplicate", "near-duplicate", "size", "colour", "brightness", "contrast", "constant" or "outlier".
+        kind: "duplicate", "near-duplicate", "size", "colour", "brightness", "contrast", "constant", "outlier", "mixed"
+            or "text".
         message: The sentence for the person.
         scans: Places (from 0) of the scans meant.
     """
@@ -162,7 +163,7 @@ def require_references(scans: Sequence[Scan]) -> None:
         )
     constant = [scan.label for scan in scans if _is_constant(scan)]
     if constant:
-        raise ReferenceSetError(f"{_enumerate(constant)}: the image is one flat value. Remove or replace it.")
+        raise ReferenceSetError(f"{enumerate_labels(constant)}: the image is one flat value. Remove or replace it.")
     if len(distinct(scans)) < MIN_REFERENCES:
         raise ReferenceSetError(f"All {len(scans)} normal scans are (almost) the same picture. Give different ones.")
 
@@ -325,7 +326,7 @@ def _check_colours(scans: Sequence[Scan]) -> list[ReferenceWarning]:
         return []
     is_minority_coloured = coloured.sum() * 2 <= len(scans)
     places = np.flatnonzero(coloured == is_minority_coloured).tolist()
-    names = _enumerate([scans[place].label for place in places])
+    names = enumerate_labels([scans[place].label for place in places])
     this, other = ("coloured", "grey") if is_minority_coloured else ("grey", "coloured")
     verb = "is" if len(places) == 1 else "are"
     message = f"{names} {verb} {this}, the others {other}: are they the same kind of scan?"
@@ -379,5 +380,6 @@ def _is_coloured(scan: Scan) -> bool:
     return float((scan.pixels.max(axis=2) - scan.pixels.min(axis=2)).mean()) > 0.02
 
 
-def _enumerate(labels: Sequence[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+def enumerate_labels(labels: Sequence[str]) -> str:
+    """Word a list of labels: "scan 1, scan 2 and scan 5"."""
+    return " and ".join(filter(None, (", ".join(labels[:-1]), *labels[-1:])))

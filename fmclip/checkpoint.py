@@ -76,7 +76,12 @@ _FOREIGN = "This is not an adapter file. Choose a .safetensors file that fmclip 
 
 
 def save_adapter(
-    path: str | os.PathLike[str], detector: Detector, calibration: Calibration, *, window: str | None = None
+    path: str | os.PathLike[str],
+    detector: Detector,
+    calibration: Calibration,
+    *,
+    window: str | None = None,
+    name: str = "",
 ) -> None:
     """Write what was learned into one file; an older file of that name stays whole until the new one is complete.
 
@@ -85,6 +90,7 @@ def save_adapter(
         detector: A fitted detector.
         calibration: Its calibration.
         window: Name of the window that the references were read with.
+        name: What the person calls it.
 
     Raises:
         NotFittedError: The detector has learned nothing yet.
@@ -104,7 +110,9 @@ def save_adapter(
     }
     if window is not None:
         metadata["window"] = window
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state().items()}
+    if name:
+        metadata["name"] = plain_name(name)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in detector.state().items()}
     try:
         _write_whole(Path(path), save(tensors, metadata))
     except OSError as error:
@@ -167,6 +175,33 @@ def read_window(path: str | os.PathLike[str]) -> str | None:
         return name_window(parse_window(window))
     except (FmclipError, AttributeError) as error:
         raise CheckpointError(_DAMAGED) from error
+
+
+def describe_adapter(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Tell what an adapter file says about itself: name, method, scan type, tower, window, references, threshold.
+
+    Raises:
+        CheckpointError: The file is damaged, no adapter, or of another version.
+    """
+    metadata = _read_header(Path(path)).metadata
+    _, config, calibration = _parse(metadata)
+    return {
+        "name": plain_name(metadata.get("name", "")),
+        "method": metadata["method"],
+        "scan_type": config.scan_type,
+        "tower": _shown(metadata["tower"]),
+        "window": read_window(path),
+        "references": len(calibration.reference_scores),
+        "threshold": calibration.threshold,
+        "format": metadata["format_version"],
+        "fmclip": _shown(metadata.get("fmclip_version")),
+    }
+
+
+def plain_name(name: str) -> str:
+    """Keep of a name what may stand in a file name and on a page: letters, digits, blanks, dashes; at most 40."""
+    kept = "".join(char if char.isascii() and (char.isalnum() or char in " -_") else " " for char in str(name))
+    return " ".join(kept.split())[:40].strip()
 
 
 def _write_whole(path: Path, data: bytes) -> None:

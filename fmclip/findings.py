@@ -13,6 +13,7 @@ from fmclip.scans import Scan
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
     from fmclip.detectors import Prediction, SyntheticExamples
+    from fmclip.self_check import SelfCheck
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,4 +103,4 @@ class Adapted:
     stage: str
 
 
-SessionEvent: TypeAlias = "Progress | SyntheticExamples | Preview | Adapted"
+SessionEvent: TypeAlias = "Progress | SyntheticExamples | SelfCheck | Preview | Adapted"

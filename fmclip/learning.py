@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
+from fmclip.pace import PACES, Plan
 from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
+    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready, Training
     from fmclip.explain import Explanation
     from fmclip.regions import NormalRegion
+    from fmclip.self_check import SelfCheck
     from fmclip.towers import Tower
 
 GRACE_SECONDS = 0.5
@@ -109,6 +111,10 @@ class Job:
         queries: Scans to be mapped at every good state; may grow while the fit goes on.
         window: Name of the window that the normals were read with, for the adapter to remember.
         regions: Parts of other scans that are normal too, for methods with a patch memory.
+        abnormals: Abnormal scans, for methods that can use them.
+        abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
+        start: Where a former training of the same job stood, to go on from there; None begins anew.
+        times: How many times as long as the preset the last stage is.
     """
 
     tower: str
@@ -121,6 +127,29 @@ class Job:
     queries: Sequence[Scan] = ()
     window: str | None = None
     regions: Sequence[NormalRegion] = ()
+    abnormals: Sequence[Scan] = ()
+    abnormal_masks: Sequence[np.ndarray | None] = ()
+    start: Training | None = None
+    times: int = 1
+
+    def config(self) -> DetectorConfig:
+        """The detector's config."""
+        from fmclip.detectors import DETECTORS
+
+        config_class: Any = DETECTORS[self.method].config_class
+        config = config_class.preset(self.preset, scan_type=self.scan_type, seed=self.seed)
+        return config.longer(self.times) if self.times > 1 else config
+
+    def plan(self) -> Plan:
+        """Stages to come; of a training that goes on, the rest, after the pool was made again."""
+        plan = self.config().plan(len(self.normals))
+        if self.start is None:
+            return plan
+        stages = [stage for stage, _ in plan]
+        here = stages.index(self.start.stage)
+        first = next(place for place, stage in enumerate(stages) if stage.startswith("stage"))
+        rest = [(stage, steps - (self.start.step if stage == self.start.stage else 0)) for stage, steps in plan]
+        return [*rest[:first], *rest[here:]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +180,7 @@ class Mapped:
     predictions: tuple[Prediction, ...]
 
 
-LearnEvent: TypeAlias = "Waiting | Learned | Mapped | Event"
+LearnEvent: TypeAlias = "Waiting | Learned | Mapped | SelfCheck | Event"
 
 _detectors: OrderedDict[str, Detector] = OrderedDict()
 _keeping = threading.Lock()
@@ -171,6 +200,14 @@ def learn(job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
         FmclipError: The fit failed for a reason that the person can understand.
     """
     yield from stream(partial(_work, job), stop, GRACE_SECONDS)
+
+
+def estimate_seconds(tower: str, device: str, method: str, preset: str, references: int) -> float | None:
+    """How long adapting would take here, by the steps that were measured so far; None while they are unknown."""
+    from fmclip.detectors import DETECTORS
+
+    config: Any = DETECTORS[method].config_class
+    return PACES.estimate((tower, device, method), config.preset(preset).plan(references))
 
 
 def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> list[Prediction]:
@@ -284,16 +321,22 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
     from fmclip.detectors import DETECTORS, Ready
     from fmclip.explain import HasPatchMemory
     from fmclip.regions import mark_normal
+    from fmclip.self_check import HeldOut, check
 
     kind = DETECTORS[job.method]
-    config_class: Any = kind.config_class
-    config = config_class.preset(job.preset, scan_type=job.scan_type, seed=job.seed)
-    detector = kind(load_tower(job.tower, job.device), config)
+    tower = load_tower(job.tower, job.device)
+    detector: Any = kind(tower, job.config())
+    held: HeldOut | None = None
     last: Adapter | None = None
+
+    def go_on() -> bool:
+        if not ended.is_set():
+            hand_over()
+        return not ended.is_set()
 
     def settle(ready: Ready) -> None:
         """Give the state away first, so that no Stop can lose it; then map the queries, a few at a time."""
-        nonlocal last
+        nonlocal last, held
         if job.regions and isinstance(ready.detector, HasPatchMemory):
             mark_normal(ready.detector, job.regions)
         last = Adapter.of(ready.detector, job.window)
@@ -308,6 +351,12 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
             predictions = tuple(ready.detector.predict(chunk))
             put(Mapped(ready.stage, tuple(scan.digest for scan in chunk), predictions))
             hand_over()
+        if go_on():
+            held = held or HeldOut.make(job.normals, tower, job.scan_type, job.seed)
+            found = check(ready.detector, held, ready.stage, go_on)
+            if found is not None:
+                held = held.first(found.anomalies + found.normals)
+                put(found)
 
     def listen(event: Event) -> None:
         if isinstance(event, Ready):
@@ -318,7 +367,13 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
             raise Stopped
         hand_over()
 
-    detector.fit(list(job.normals), on_event=listen)
+    examples: dict[str, Any] = {}
+    if job.abnormals and kind.uses_abnormals != "never":
+        examples = {"abnormals": list(job.abnormals), "abnormal_masks": list(job.abnormal_masks)}
+    if job.start is not None:
+        detector.resume(list(job.normals), job.start, on_event=listen)
+    else:
+        detector.fit(list(job.normals), **examples, on_event=listen)
     if not ended.is_set() and not Adapter.of(detector).same_as(last):
         settle(Ready("final", detector))
 

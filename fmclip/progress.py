@@ -6,6 +6,8 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from fmclip.pace import PACES, Plan
+
 PROGRESS_SECONDS = 0.25
 """Steps are told at most this often."""
 
@@ -21,6 +23,7 @@ class Progress:
         loss_curve: (stage, loss) of every training step so far.
         elapsed: Seconds since adapting began.
         eta_seconds: Seconds until the end of this stage; None while that is unknown.
+        left_seconds: Seconds until the end of all stages; None while one of them was never measured on this machine.
         message: One line for the person at the screen.
     """
 
@@ -31,31 +34,53 @@ class Progress:
     elapsed: float
     eta_seconds: float | None
     message: str
+    left_seconds: float | None = None
 
 
 @dataclass
 class Tracker:
-    """Counts steps and time of one adaptation."""
+    """Counts steps and time of one adaptation.
+
+    Attributes:
+        started: When it began.
+        what: What is trained, for `PACES`: tower, device, method.
+        plan: Stages to come with their steps.
+    """
 
     started: float
+    what: tuple[str, ...] = ()
+    plan: Plan = ()
     learned: str = ""
     stage: str = "preparing"
     step: int = 0
     steps: int = 0
     losses: list[tuple[str, float]] = field(default_factory=list)
+    begun: float = 0.0
     first_step: int = 0
     first_done: float = 0.0
+    last_done: float = 0.0
     told: float = -math.inf
 
     def begin(self, stage: str, steps: int) -> Progress:
         """A stage starts."""
-        self.stage, self.step, self.steps = stage, 0, steps
+        self.finish()
+        self.stage, self.step, self.steps, self.begun = stage, 0, steps, time.monotonic()
         return self.progress()
+
+    def finish(self) -> None:
+        """A stage is over: its pace is worth remembering."""
+        taken = self.step - self.first_step
+        if taken > 0:
+            PACES.note(self.what, self.stage, self.last_done - self.first_done, taken)
+        elif self.step:  # told in one go
+            PACES.note(self.what, self.stage, self.last_done - self.begun, self.step)
+        self.step = 0
 
     def count(self, step: int, steps: int, loss: float) -> bool:
         """A step is done; tells whether it is time to say so."""
+        self.last_done = time.monotonic()
         if self.step == 0:  # what came before the first step, such as caching features, is no measure for the rest
-            self.first_step, self.first_done = step, time.monotonic()
+            self.first_step, self.first_done = step, self.last_done
         self.step, self.steps = step, steps
         if math.isfinite(loss):  # a stage that trains nothing has no loss
             self.losses.append((self.stage, loss))
@@ -67,8 +92,11 @@ class Tracker:
         eta = None
         if self.first_step < self.step:
             eta = (self.told - self.first_done) / (self.step - self.first_step) * (self.steps - self.step)
+        total = self._left(eta)
         done = f", step {self.step} of {self.steps}" if self.step else ""
         left = f", about {math.ceil(eta)} s left" if eta else ""
+        if total:
+            left = f", about {math.ceil(total)} s left in all"
         return Progress(
             self.stage,
             self.step,
@@ -77,4 +105,16 @@ class Tracker:
             self.told - self.started,
             eta,
             message or f"{self.stage}{done}{left}",
+            total,
         )
+
+    def _left(self, eta: float | None) -> float | None:
+        """Seconds until the end of all stages, with what was measured here before."""
+        stages = [stage for stage, _ in self.plan]
+        if self.stage not in stages:
+            return PACES.estimate(self.what, self.plan) if not self.learned else None
+        here = stages.index(self.stage)
+        if eta is None:
+            eta = PACES.estimate(self.what, self.plan[here : here + 1])
+        later = PACES.estimate(self.what, self.plan[here + 1 :]) if self.plan[here + 1 :] else 0.0
+        return eta + later if eta is not None and later is not None else None

@@ -1,6 +1,6 @@
 """What one visitor holds: an adapter, its calibration, and the way to a better one. No page, no shell in here.
 
-adapt(normals) -> Progress, SyntheticExamples, Preview, ..., Adapted      stop() at any time
+adapt(normals) -> Progress, SyntheticExamples, Preview, SelfCheck, ..., Adapted      stop() at any time, then go_on()
 query(scans)   -> Findings, as soon as the first good state is there
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -41,7 +42,7 @@ from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
-    from fmclip.detectors import Detector, Prediction
+    from fmclip.detectors import Detector, Prediction, Training
     from fmclip.explain import Explanation
     from fmclip.regions import NormalRegion
 
@@ -86,6 +87,7 @@ class Session:
         self._extend = extend_call
         self._running = threading.Lock()
         self._stop: StopSignal | None = None
+        self._unfinished: tuple[Job, Training] | None = None
         self._state: tuple[Adapter, Calibration] | None = None  # one value, so that a query never sees half of it
         self._learned_from: tuple[str, tuple[Scan, ...]] = ("", ())  # key of an adapter, and its references
         self._regions: tuple[NormalRegion, ...] = ()  # that joined what was learned
@@ -149,6 +151,8 @@ class Session:
         preview_queries: Sequence[Scan] = (),
         window: str | None = None,
         regions: Sequence[NormalRegion] = (),
+        abnormals: Sequence[Scan] = (),
+        abnormal_masks: Sequence[np.ndarray | None] = (),
     ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
@@ -161,38 +165,72 @@ class Session:
             preview_queries: Mapped at each good state; scans that are added to the sequence later are mapped too.
             window: Name of the window that the normals were read with; the adapter remembers it.
             regions: Parts of other scans that are normal too; methods without a patch memory leave them out of account.
+            abnormals: Abnormal scans; methods that cannot use them leave them out of account.
+            abnormal_masks: For each of them bool [H, W] on its source pixels, or None; empty for no masks at all.
 
         Yields:
-            `Progress`, `SyntheticExamples` and `Preview`; `Adapted` at the end.
+            `Progress`, `SyntheticExamples`, `Preview` and `SelfCheck`; `Adapted` at the end.
 
         Raises:
             ReferenceSetError: The set cannot be learned from.
             FmclipError: The session is adapting already, or the fit failed.
         """
-        from fmclip.calibration import check_references, require_references
+        from fmclip.calibration import require_references
 
         require_references(normals)
+        yield from self._run(
+            Job(
+                self.tower,
+                self.device,
+                method,
+                preset,
+                scan_type,
+                seed,
+                tuple(normals),
+                preview_queries,
+                window,
+                tuple(regions),
+                tuple(abnormals),
+                tuple(abnormal_masks) or (None,) * len(abnormals),
+            )
+        )
+
+    def go_on(self, *, preview_queries: Sequence[Scan] = ()) -> Generator[SessionEvent, None, None]:
+        """Go on with the last training: where it was stopped, or, if it was over, for as long again.
+
+        Args:
+            preview_queries: As for `adapt`.
+
+        Yields:
+            As `adapt` does.
+
+        Raises:
+            FmclipError: There is nothing to go on with, or the session is adapting already.
+        """
+        if self._unfinished is None:
+            raise FmclipError("There is no training to go on with: press Adapt first.")
+        job, training = self._unfinished
+        times = job.times + 1 if training.is_over else job.times
+        yield from self._run(replace(job, queries=preview_queries, regions=self._regions, start=training, times=times))
+
+    @property
+    def unfinished(self) -> tuple[tuple[Scan, ...], Training] | None:
+        """References and state of the training that `go_on` would go on with; None if there is none."""
+        return (tuple(self._unfinished[0].normals), self._unfinished[1]) if self._unfinished else None
+
+    def _run(self, job: Job) -> Generator[SessionEvent, None, None]:
+        from fmclip.calibration import check_references
+
         if not self._running.acquire(blocking=False):
             raise FmclipError("This session is adapting or loading already: wait, or press Stop first.")
         try:
             stop = self._stop = StopSignal()
             try:
-                tracker = Tracker(time.monotonic())
-                job = Job(
-                    self.tower,
-                    self.device,
-                    method,
-                    preset,
-                    scan_type,
-                    seed,
-                    tuple(normals),
-                    preview_queries,
-                    window,
-                    regions=tuple(regions),
-                )
+                tracker = Tracker(time.monotonic(), what=(job.tower, job.device, job.method), plan=job.plan())
+                self._unfinished = None
                 yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
-                warnings = tuple(check_references(normals, scores))
+                warnings = tuple(check_references(job.normals, scores))
                 if tracker.learned:
                     self.warnings = warnings
                 seconds = time.monotonic() - tracker.started
@@ -295,8 +333,8 @@ class Session:
         adapter, _ = self._require_state()
         return look_at(adapter, self.tower, self.device, scan, words=True)
 
-    def save(self, path: Path | str) -> None:
-        """Write the adapter to one safetensors file.
+    def save(self, path: Path | str, name: str = "") -> None:
+        """Write the adapter to one safetensors file, with what the person calls it.
 
         Raises:
             NotFittedError: Nothing was learned or loaded yet.
@@ -304,7 +342,7 @@ class Session:
         from fmclip.checkpoint import save_adapter
 
         adapter, calibration = self._require_state()
-        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window)
+        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window, name=name)
 
     def load(self, path: Path | str) -> None:
         """Take an adapter from a file; if it is refused, the one in use stays.
@@ -323,21 +361,24 @@ class Session:
             self._replace(Adapter.of(detector, read_window(Path(path))), calibration)
             memory = getattr(detector, "memory_", None)
             self._regions, self._regions_from_file = (), memory.regions if memory is not None else 0
-            self.warnings = ()
+            self.warnings, self._unfinished = (), None
         finally:
             self._running.release()
 
     def close(self) -> None:
         """Stop, and let go of everything."""
         self.stop()
+        self._unfinished = None
         self._replace(None, None)
         self._learned_from, self._regions = ("", ()), ()
 
     def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
         from fmclip.calibration import Calibration
-        from fmclip.detectors import StageStarted, Step, SyntheticExamples
+        from fmclip.detectors import StageStarted, Step, SyntheticExamples, Training
+        from fmclip.self_check import SelfCheck
 
+        calibration = self.calibration
         for event in events:
             if isinstance(event, Learned):
                 calibration = Calibration.from_scores(event.adapter.reference_scores)
@@ -345,7 +386,9 @@ class Session:
                 self._learned_from = event.adapter.key, tuple(job.normals)
                 self._regions, self._regions_from_file = tuple(job.regions), 0
                 tracker.learned = event.stage
-            elif isinstance(event, Mapped):
+            elif isinstance(event, Training):
+                self._unfinished = job, event
+            elif isinstance(event, Mapped) and calibration is not None:
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]
                 key = self.adapter_key
@@ -358,8 +401,9 @@ class Session:
             elif isinstance(event, Step):
                 if tracker.count(event.step, event.steps, event.loss):
                     yield tracker.progress()
-            elif isinstance(event, SyntheticExamples):
+            elif isinstance(event, (SyntheticExamples, SelfCheck)):
                 yield event
+        tracker.finish()
 
     def _replace(self, adapter: Adapter | None, calibration: Calibration | None) -> None:
         former, self._state = self._state, (adapter, calibration) if adapter and calibration else None

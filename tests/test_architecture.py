@@ -6,14 +6,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "colours", "losses", "background", "progress", "search"},
+    {"scans", "colours", "losses", "background", "pace", "search"},
+    {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
     {"calibration"},
     {"detectors"},
-    {"checkpoint", "figures", "explain", "explanation_figure", "regions"},
-    {"findings", "learning"},
+    {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
+    {"findings", "learning", "hub"},
     {"session", "evaluation"},
     {"report"},
     {"page", "cli", "replay_cli", "__main__"},

@@ -3,7 +3,16 @@
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction
 from fmclip.detectors.conrad import ConRAD
 from fmclip.detectors.cosine import Cosine
-from fmclip.detectors.events import Event, OnEvent, Ready, StageStarted, Step, SyntheticExample, SyntheticExamples
+from fmclip.detectors.events import (
+    Event,
+    OnEvent,
+    Ready,
+    StageStarted,
+    Step,
+    SyntheticExample,
+    SyntheticExamples,
+    Training,
+)
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
@@ -40,4 +49,5 @@ __all__ = [
     "Step",
     "SyntheticExample",
     "SyntheticExamples",
+    "Training",
 ]

@@ -68,6 +68,10 @@ class DetectorConfig:
         }
         return cls(**plain)
 
+    def plan(self, references: int) -> list[tuple[str, int]]:
+        """Stages of a fit on so many references, each with its steps, for an estimate of time; none if it is quick."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -84,6 +88,8 @@ class Detector(ABC):
         TowerError: The method cannot work on this tower, see `refusal`.
 
     Attributes:
+        title: What the person reads in a menu.
+        summary: What the method does and needs, in one line for the person.
         uses_abnormals: Whether `fit` learns from abnormal scans: it never does, it does where some are given, or it
             cannot learn without them.
         needs_alignment: Whether the method compares pictures with words as the tower embeds them, so that the tower's
@@ -94,6 +100,8 @@ class Detector(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[DetectorConfig]]
+    title: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
     uses_abnormals: ClassVar[Literal["never", "optional", "required"]] = "never"
     needs_alignment: ClassVar[bool] = False
     needs_transformer: ClassVar[bool] = False
@@ -152,6 +160,24 @@ class Detector(ABC):
         Raises:
             NotFittedError: Neither `fit` nor `load_state` was called.
         """
+
+    @torch.no_grad()
+    def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Map pictures that were synthesised on reference scans, each without its own reference.
+
+        Here the references are not left out: methods that keep them apart, such as a patch memory, do that.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1].
+            content: [B, S, S] bool.
+            sources: [B] index of the reference that each was made from.
+
+        Returns:
+            Maps [B, h, w] and scores [B], both in [0, 1].
+        """
+        found = self.predict([Scan(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+        maps = torch.from_numpy(np.stack([one.map for one in found]))
+        return maps, torch.tensor([one.score for one in found], dtype=torch.float64)
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

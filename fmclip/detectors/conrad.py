@@ -116,6 +116,8 @@ class ConRAD(TrainedDetector):
 
     name = "conrad"
     config_class = ConRADConfig
+    title = "ConRAD"
+    summary = "Prompts that see the picture, inside a vision transformer. Abnormal scans are optional."
     uses_abnormals = "optional"
     needs_transformer = True
 

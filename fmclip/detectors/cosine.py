@@ -52,6 +52,8 @@ class Cosine(Detector):
 
     name = "cosine"
     config_class = CosineConfig
+    title = "Cosine distance"
+    summary = "Distance to the mean of the references: the plainest method, for comparison."
 
     mean_: Tensor
     mean_patches_: list[Tensor]

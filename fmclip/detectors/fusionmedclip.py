@@ -14,7 +14,7 @@ How many new normal scans then lie above the threshold is measured in benchmarks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +22,21 @@ import torch
 from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples
+from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
-from fmclip.detectors.training import Pool, synthesise, train_stage2, train_stage3
+from fmclip.detectors.training import (
+    READING,
+    STAGE2,
+    STAGE3,
+    SYNTHESIS,
+    Pool,
+    count_steps,
+    synthesise,
+    train_stage2,
+    train_stage3,
+)
 from fmclip.errors import CheckpointError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, patch_weight
@@ -82,6 +92,22 @@ class FusionMedCLIPConfig(DetectorConfig):
             raise ValueError(f"Unknown preset {name!r}; there are {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **overrides})
 
+    def longer(self, times: int) -> FusionMedCLIPConfig:
+        """The same with its last stage so many times as long."""
+        last = "stage3_epochs" if self.stage3_epochs > 0 else "stage2_epochs"
+        return replace(self, **{last: times * getattr(self, last)})
+
+    def plan(self, references: int) -> list[tuple[str, int]]:
+        """Synthesis, features of the pool, stage 2, and stage 3 where there is one."""
+        stages = [
+            (SYNTHESIS, self.pool_size),
+            (READING, self.pool_size),
+            (STAGE2, count_steps(references, self.stage2_epochs, self.batch_size)),
+        ]
+        if self.stage3_epochs > 0:
+            stages.append((STAGE3, count_steps(references, self.stage3_epochs, self.batch_size)))
+        return stages
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"stage2_epochs": 25, "stage3_epochs": 0, "pool_size": 64},
@@ -102,6 +128,8 @@ class FusionMedCLIP(Detector):
 
     name = "fusionmedclip"
     config_class = FusionMedCLIPConfig
+    title = "FusionMedCLIP (default)"
+    summary = "A memory of your scans' patches, refined by prompts and adapters that learn from synthetic anomalies."
 
     memory_: ReferenceMemory
     network_: FusionNetwork | None = None
@@ -117,22 +145,44 @@ class FusionMedCLIP(Detector):
         on_event: OnEvent | None = None,
     ) -> FusionMedCLIP:
         """Learn the memory, then stage 2, then stage 3; each is announced by `Ready` and refines the same map."""
+        return self._train(normals, on_event, None)
+
+    def resume(self, normals: Sequence[Scan], start: Training, *, on_event: OnEvent | None = None) -> FusionMedCLIP:
+        """Go on with a training that was stopped, or is to become longer.
+
+        In stage 2 the result is, bit for bit, what one fit would have given; stage 3 looks at the references anew
+        when it goes on, which one fit does at every 25th step only.
+
+        Args:
+            normals: The same reference scans as then; scan type and seed in the config must be the same too.
+            start: Where it stood.
+            on_event: As for `fit`.
+
+        Returns:
+            The detector itself.
+        """
+        return self._train(normals, on_event, start)
+
+    def _train(self, normals: Sequence[Scan], on_event: OnEvent | None, start: Training | None) -> FusionMedCLIP:
         normals, on_event = self._begin(normals, on_event)
         generator = torch.Generator().manual_seed(self.config.seed)
         pixels, content, _ = to_pixels(normals, self.tower)
         try:
             on_event(StageStarted("patch memory", 0))
             self._settle(self.tower, None, pixels, content)
-            on_event(Ready("patch memory", self))
+            if start is None:
+                on_event(Ready("patch memory", self))
             pool = synthesise(pixels, content, self.config, generator, on_event)
             on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], None)))
             network = FusionNetwork(self.tower, self.memory_.views, self.config, generator)
-            train_stage2(network, self.tower, self.memory_, pool, self.config, generator, on_event)
-            self._settle(self.tower, network, pixels, content)
-            on_event(Ready("stage 2", self))
-            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
+            if start is None or start.stage == STAGE2:
+                train_stage2(network, self.tower, self.memory_, pool, self.config, generator, on_event, start)
+                self._settle(self.tower, network, pixels, content)
+                on_event(Ready("stage 2", self))
+                on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
+                start = None
             if self.config.stage3_epochs > 0:
-                self._stage3(network, pixels, content, pool, generator, on_event)
+                self._stage3(network, pixels, content, pool, generator, on_event, start)
         except Stopped:
             if not self.is_fitted:
                 raise
@@ -146,9 +196,10 @@ class FusionMedCLIP(Detector):
         pool: Pool,
         generator: torch.Generator,
         on_event: OnEvent,
+        start: Training | None,
     ) -> None:
         refined = network.with_block_adapters(self.tower, self.config, generator)
-        tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, on_event)
+        tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, on_event, start)
         self._settle(tower, refined, pixels, content)
         on_event(Ready("stage 3", self))
         on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
@@ -240,8 +291,15 @@ class FusionMedCLIP(Detector):
                 *_, evidence = self._answer(pixels, content[own], own)
                 heat = average_maps([to_unit(evidence)], self.tower.image_size)[0].cpu().numpy()
             text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
-            shown.append(SyntheticExample(scan.image, scan.mask, heat, text, scan.to_dict()))
+            strength = scan.anomaly.describe_strength() if scan.anomaly else ""
+            shown.append(SyntheticExample(scan.image, scan.mask, heat, text, scan.to_dict(), strength))
         return tuple(shown)
+
+    @torch.no_grad()
+    def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Each picture is compared with the patches of the other references."""
+        *_, evidence = self._answer(pixels, content, sources)
+        return to_unit(evidence), to_unit(image_scores(evidence))
 
     def state(self) -> dict[str, Tensor]:
         """Memory, prompts, adapters, temperature, and the tower's LoRA where stage 3 has run."""

@@ -162,6 +162,8 @@ class MadCLIP(TrainedDetector):
 
     name = "madclip"
     config_class = MadCLIPConfig
+    title = "MadCLIP"
+    summary = "Two branches, for normal and abnormal. Needs some abnormal scans; painted masks help."
     uses_abnormals = "required"
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:

@@ -65,6 +65,8 @@ class PatchMemory(Detector):
 
     name = "patch_memory"
     config_class = PatchMemoryConfig
+    title = "Patch memory"
+    summary = "Each patch against the nearest reference patch. Nothing is trained: answers within seconds."
 
     memory_: ReferenceMemory
 
@@ -141,6 +143,13 @@ class PatchMemory(Detector):
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
         """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
         return self.tower.features(pixels)
+
+    @torch.no_grad()
+    def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Each picture is compared with the patches of the other references."""
+        distances, _ = self.memory_.compare(self.patch_features(pixels), sources)
+        maps = memory_map(self.memory_, distances, content, self.config.smoothing)
+        return to_unit(maps), to_unit(image_scores(maps))
 
     def state(self) -> dict[str, Tensor]:
         """Whitened reference patches, whitening, scales and levels."""

@@ -123,6 +123,8 @@ class Published(TrainedDetector):
 
     name = "fusionmedclip_published"
     config_class = PublishedConfig
+    title = "FusionMedCLIP as published"
+    summary = "The dissertation's method without the patch memory, for comparison."
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
         super().__init__(tower, config)

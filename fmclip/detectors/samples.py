@@ -177,4 +177,5 @@ def _coarse(masks: Tensor) -> Tensor:
 
 def _shown(scan: SyntheticScan) -> SyntheticExample:
     text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
-    return SyntheticExample(scan.image, scan.mask, None, text, scan.to_dict())
+    strength = scan.anomaly.describe_strength() if scan.anomaly else ""
+    return SyntheticExample(scan.image, scan.mask, None, text, scan.to_dict(), strength)

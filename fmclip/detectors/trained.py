@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
-from fmclip.detectors.samples import Samples, balanced_batches, from_scans, from_synthesis
+from fmclip.detectors.samples import SYNTHESIS, Samples, balanced_batches, from_scans, from_synthesis
 from fmclip.errors import CheckpointError, ReferenceSetError, Stopped
 from fmclip.losses import dice_loss, focal_loss
 from fmclip.maps import resize_map
@@ -47,6 +47,13 @@ class TrainedConfig(DetectorConfig):
     pool_size: int = setting(128, "synthetic pictures, where no abnormal scans are given")
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def plan(self, references: int) -> list[tuple[str, int]]:
+        """Synthesis, features, training, and the folds that score the references."""
+        steps = max(1, math.ceil(self.pool_size * self.epochs / self.batch_size))
+        folds = min(self.folds, references) if self.folds > 1 else 0
+        stages = [(SYNTHESIS, self.pool_size), (READING, self.pool_size), (TRAINING, steps)]
+        return stages + [(f"{SCORING}, {fold + 1} of {folds}", steps) for fold in range(folds)]
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> TrainedConfig:

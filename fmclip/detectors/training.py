@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fmclip.detectors.base import BATCH, batched_features
-from fmclip.detectors.events import OnEvent, StageStarted, Step
+from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
+from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of
@@ -28,6 +32,8 @@ READING = "features of the synthetic anomalies"
 STAGE2 = "stage 2: prompts and alignment adapters"
 STAGE3 = "stage 3: LoRA and block adapters"
 MAP_SIDE = 56  # the dice loss compares maps at this side; the patch grid is coarser still
+KEEP_SECONDS = 1.0  # between two states that are kept; a stop in the middle of a long step goes back to the last one
+_LORA = "lora."
 MEMORY_REFRESH = 25  # steps of stage 3 between two looks at the references with the tower as it is by then
 
 
@@ -88,19 +94,22 @@ def train_stage2(
     config: FusionMedCLIPConfig,
     generator: torch.Generator,
     on_event: OnEvent,
+    start: Training | None = None,
 ) -> None:
     """Train prompts, alignment adapters and temperature; the frozen tower runs once over the pool."""
-    steps = _steps(memory.references, config.stage2_epochs, config.batch_size)
+    steps = count_steps(memory.references, config.stage2_epochs, config.batch_size)
     on_event(StageStarted(READING, len(pool.scans)))
     reads = _pool_reads(network, tower, memory, pool, on_event)  # one [P, C_v, h, w] for each view
     on_event(StageStarted(STAGE2, steps))
     optimiser = torch.optim.AdamW(_stage2_groups(network, config), weight_decay=config.weight_decay)
+    is_last = config.stage3_epochs == 0
+    course = Course(STAGE2, steps, is_last, network, [], optimiser, generator, len(pool.scans), on_event)
+    course.start(start)
     masks = pool.masks.to(tower.device)
-    for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
+    for batch in course.batches(config.batch_size):
         maps = network.map([read[batch] for read in reads], network.prompts(tower))
         loss = _loss(maps, masks[batch], config)
-        _update(optimiser, loss)
-        on_event(Step(STAGE2, step, steps, float(loss.detach())))
+        course.take(loss)
 
 
 def train_stage3(
@@ -112,6 +121,7 @@ def train_stage3(
     config: FusionMedCLIPConfig,
     generator: torch.Generator,
     on_event: OnEvent,
+    start: Training | None = None,
 ) -> Tower:
     """Train everything end to end (section 3.3.3) and return the tower with its LoRA merged."""
     adapted = tower.with_lora(
@@ -123,22 +133,119 @@ def train_stage3(
         {"params": list(network.block.parameters()), "lr": config.block_lr},
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    steps = _steps(pixels.shape[0], config.stage3_epochs, config.batch_size)
+    steps = count_steps(pixels.shape[0], config.stage3_epochs, config.batch_size)
     on_event(StageStarted(STAGE3, steps))
+    lora = adapted.lora_parameters()
+    course = Course(STAGE3, steps, True, network, lora, optimiser, generator, len(pool.scans), on_event)
+    course.start(start)
     masks = pool.masks.to(tower.device)
-    for step, batch in enumerate(_batches(len(pool.scans), config.batch_size, steps, generator), 1):
-        if (step - 1) % MEMORY_REFRESH == 0:
+    memory = None
+    for batch in course.batches(config.batch_size):
+        if memory is None or course.step % MEMORY_REFRESH == 0:
             memory = _memory_now(network, adapted, pixels, content, config)
         adapted.train_lora(generator)
         features = network.refine(adapted.features(pool.pixels[batch].to(tower.device)), generator)
         _, residuals = memory.compare(features, pool.sources[batch].to(tower.device), residuals=True)
         maps = network(features, residuals, network.prompts(tower))
         loss = _loss(maps, masks[batch], config)
-        _update(optimiser, loss)
         adapted.train_lora(None)
-        on_event(Step(STAGE3, step, steps, float(loss.detach())))
+        course.take(loss)
     network.lora_state = adapted.lora_state()
     return adapted.merged()
+
+
+class Course:
+    """The steps of one stage: batches, updates, and a state from which to go on whenever somebody stops it.
+
+    Args:
+        stage: Name of the stage.
+        steps: Steps in all.
+        is_last: Whether no stage follows.
+        network: What is trained.
+        lora: What is trained beside it, in the tower.
+        optimiser: Over both.
+        generator: Shuffles the pool; what else it draws while training belongs to the state too.
+        size: Of the pool.
+        on_event: Hears of each step, and gets a `Training` every few seconds, at a stop and at the end.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        steps: int,
+        is_last: bool,
+        network: nn.Module,
+        lora: Sequence[Tensor],
+        optimiser: torch.optim.Optimizer,
+        generator: torch.Generator,
+        size: int,
+        on_event: OnEvent,
+    ) -> None:
+        self.stage, self.steps, self.is_last, self.step = stage, steps, is_last, 0
+        self._network, self._lora, self._optimiser = network, lora, optimiser
+        self._generator, self._size, self._on_event = generator, size, on_event
+        self._order = torch.empty(0, dtype=torch.long)
+        self._kept = time.monotonic()
+
+    def start(self, training: Training | None) -> None:
+        """Go on from a state of this stage; from the beginning without one."""
+        if training is None:
+            return
+        with torch.no_grad():
+            network = {name: value for name, value in training.weights.items() if not name.startswith(_LORA)}
+            self._network.load_state_dict(network)
+            for place, weight in enumerate(self._lora):
+                weight.copy_(training.weights[f"{_LORA}{place}"])
+        self._optimiser.load_state_dict(copy.deepcopy(training.optimiser))
+        self._generator.set_state(training.generator)
+        self.step, self._order = training.step, training.order
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Index batches [batch_size] from shuffled passes over the pool, until all steps are taken."""
+        while self.step < self.steps:
+            if len(self._order) < batch_size:
+                self._order = torch.cat([self._order, torch.randperm(self._size, generator=self._generator)])
+            batch, self._order = self._order[:batch_size], self._order[batch_size:]
+            yield batch
+        self._keep()
+
+    def take(self, loss: Tensor) -> None:
+        """Take a step."""
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimiser.step()
+        self.step += 1
+        try:
+            self._on_event(Step(self.stage, self.step, self.steps, float(loss.detach())))
+        except Stopped:
+            with contextlib.suppress(Stopped):
+                self._keep()
+            raise
+        if time.monotonic() - self._kept > KEEP_SECONDS:
+            self._keep()
+
+    def _keep(self) -> None:
+        weights = {name: _kept(value) for name, value in self._network.state_dict().items()}
+        weights |= {f"{_LORA}{place}": _kept(weight) for place, weight in enumerate(self._lora)}
+        state = self._optimiser.state_dict()
+        moments = {key: {name: _kept(one) for name, one in own.items()} for key, own in state["state"].items()}
+        training = Training(
+            self.stage,
+            self.step,
+            self.steps,
+            self.is_last,
+            weights,
+            {"state": moments, "param_groups": copy.deepcopy(state["param_groups"])},
+            self._generator.get_state(),
+            self._order.clone(),
+        )
+        self._kept = time.monotonic()
+        self._on_event(training)
+
+
+def _kept(value: Any) -> Any:
+    """A copy on the CPU that further steps do not change."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 @torch.no_grad()
@@ -182,22 +289,6 @@ def _loss(maps: Tensor, masks: Tensor, config: FusionMedCLIPConfig) -> Tensor:
     return config.image_weight * image + config.pixel_weight * dice_loss(resize_map(maps, grid_of(masks)), masks)
 
 
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-
-
-def _steps(references: int, epochs: int, batch_size: int) -> int:
+def count_steps(references: int, epochs: int, batch_size: int) -> int:
     """An epoch shows k synthetic scans; at least one step."""
     return max(1, math.ceil(references * epochs / batch_size))
-
-
-def _batches(size: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches [batch_size] from shuffled passes over the pool."""
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(size, generator=generator)])
-        yield order[:batch_size]
-        order = order[batch_size:]

@@ -74,6 +74,8 @@ class TwoLayer(TrainedDetector):
 
     name = "two_layer"
     config_class = TwoLayerConfig
+    title = "Two-layer head"
+    summary = "A small network on frozen features. Learns from your abnormal scans, or from synthetic anomalies."
     uses_abnormals = "optional"
 
     def _new_network(self, generator: torch.Generator, reads: Sequence[Tensor] | None) -> nn.Module:

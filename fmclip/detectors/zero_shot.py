@@ -51,6 +51,8 @@ class ZeroShot(Detector):
 
     name = "zero_shot"
     config_class = ZeroShotConfig
+    title = "Zero-shot CLIP"
+    summary = "Hand-written prompts alone. Needs a tower trained on pictures and text together."
     needs_alignment = True
 
     prompts_: Tensor

@@ -8,20 +8,21 @@ import inspect
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, exports, html, references
+from fmclip.page import answers, exports, gallery, html, methods, pacing, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
-from fmclip.page.uploads import Reading, Upload, delete, deleted_if_refused, new_file, take_scans
+from fmclip.page.notes import outcome, reading_note
+from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
 from fmclip.page.visitors import Visitor, Visitors
-from fmclip.session import Adapted, Preview, Progress
+from fmclip.session import Adapted, Preview, Progress, SessionEvent
 
 MAX_QUERIES = 64
 PRESETS = [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")]
@@ -95,7 +96,7 @@ class Handlers:
             log.error("unexpected %s in %s", type(error).__name__, place)
             message = "Something unexpected went wrong. Your scans are still here: try again, or reload the page."
         gr.Warning(message)
-        back = {} if self._visitors.is_adapting(str(token)) else self._buttons(busy=False)
+        back = {} if self._visitors.is_adapting(str(token)) else self.buttons(busy=False)
         return {status: html.note(message, "error"), **back}
 
     # step 1
@@ -113,6 +114,7 @@ class Handlers:
         message = f"{case.title}. {case.description} Now press Adapt."
         return {
             "reference_note": html.note(message),
+            "set_note": "",
             "query_note": "",
             "scan_type": case.scan_type,
             **references.show(visitor),
@@ -138,7 +140,7 @@ class Handlers:
         warnings = references.check(visitor)
         return {
             "reference_files": None,
-            "reference_note": _reading_note(upload, warnings),
+            "reference_note": reading_note(upload, warnings),
             **references.show(visitor),
             **(answers.hold(visitor) if replaced else {}),
         }
@@ -171,7 +173,7 @@ class Handlers:
         """Take all reference scans away; the adapter stays."""
         visitor = self._idle(token)
         visitor.drop_references()
-        return {"reference_note": "", **references.show(visitor)}
+        return {"reference_note": "", "set_note": "", **references.show(visitor)}
 
     # step 2
 
@@ -181,19 +183,31 @@ class Handlers:
         visitor = self._visitors.get(token)
         if preset == PAPER and not self._tower.has_gpu:
             raise FmclipError("Training as in the paper needs a GPU, and there is none here: choose fast or full.")
+        methods.require(visitor)
+        visitor.preset, visitor.scan_type = preset, (scan_type or "").strip()[:80]
         events = visitor.session.adapt(
             visitor.references,
-            scan_type=(scan_type or "").strip()[:80] or "medical scan",
+            scan_type=visitor.scan_type or "medical scan",
             preset=preset,
             preview_queries=visitor.queries,
             window=visitor.window,
             regions=visitor.regions,
+            method=visitor.method,
+            abnormals=visitor.abnormals,
+            abnormal_masks=[visitor.abnormal_masks.get(scan) for scan in visitor.abnormals],
         )
+        yield from self.follow(visitor, events)
+
+    def follow(self, visitor: Visitor, events: Generator[SessionEvent, None, None]) -> Iterator[Updates]:
+        """Tell what a session says while it adapts; its buttons rest until it is over."""
         with contextlib.closing(events):  # whatever fails while drawing, the fit ends with it
             yield {"status": html.note("Preparing …")}
             first = next(events)  # raises before anything else changes if the references will not do
             visitor.threshold = None  # one set by hand belongs to the adapter before
-            yield {**self._buttons(busy=True), "loss": "", "synthetic": ""}
+            visitor.checks, visitor.examples = [], ()
+            yield {**self.buttons(busy=True), "loss": "", "synthetic": "", "self_check": "", "replay": ""}
+            from fmclip.self_check import SelfCheck
+
             for event in itertools.chain([first], events):
                 if isinstance(event, Progress):
                     yield {"status": html.progress(event), "loss": loss_chart(event.loss_curve)}
@@ -203,14 +217,18 @@ class Handlers:
                         yield answers.show(visitor)
                 elif isinstance(event, Adapted):
                     adapted = event
+                elif isinstance(event, SelfCheck):
+                    visitor.checks.append(event)
+                    yield {"self_check": html.self_check(visitor.checks)}
                 else:
+                    visitor.examples = event.examples
                     threshold = answers.threshold_of(visitor)
                     yield {"synthetic": html.synthetic(event.examples, threshold, visitor.opacity)}
         references.suspect(visitor, adapted.warnings)  # before the buttons wake: places belong to these references
-        yield {"status": _outcome(visitor, adapted), **self._buttons(busy=False)}
-        yield references.show(visitor)
+        yield {"status": outcome(visitor, adapted), **self.buttons(busy=False)}
+        yield {**references.show(visitor), **pacing.show(visitor)}
         if visitor.session.is_adapted:
-            yield self.offer_download(visitor)
+            yield {**self.offer_download(visitor), **gallery.offer_records(visitor)}
             yield from answers.fill(visitor)
 
     @guarded("status")
@@ -225,13 +243,18 @@ class Handlers:
         try:
             visitor = self._visitors.get(token)
             visitor.session.load(path or "")
+            from fmclip.checkpoint import describe_adapter
+
+            visitor.adapter_name = describe_adapter(path or "")["name"]
         finally:
             delete(path)
         visitor.threshold, visitor.regions = None, []
         count = len(visitor.session.calibration.reference_scores) if visitor.session.calibration else 0
         window = f" It looks through the window {visitor.session.window}." if visitor.session.window else ""
-        message = f"Adapter loaded: learned from {count} reference scans. Queries are answered with it.{window}"
-        yield {"status": html.note(message, "good"), **self.offer_download(visitor)}
+        named = f" {visitor.adapter_name}" if visitor.adapter_name else ""
+        message = f"Adapter{named} loaded: learned from {count} reference scans. Queries are answered with it.{window}"
+        told = {"status": html.note(message, "good"), "adapter_name": visitor.adapter_name}
+        yield {**told, **self.offer_download(visitor), **pacing.show(visitor)}
         yield from answers.fill(visitor)
 
     # step 3
@@ -255,7 +278,7 @@ class Handlers:
             notes.append(f"Read with the window {reading.window}, as the references were, not with {window}.")
         if not visitor.session.is_adapted and upload.scans:
             gr.Warning(NOT_ADAPTED)
-        yield {"query_files": None, "query_note": _reading_note(upload, notes)}
+        yield {"query_files": None, "query_note": reading_note(upload, notes)}
         yield from answers.fill(visitor)
 
     @guarded("query_note")
@@ -304,11 +327,12 @@ class Handlers:
     @guarded("tower")
     def arrive(self, token: str) -> Iterator[Updates]:
         """Welcome a visitor; once the tower is loaded, say which it is and offer what its device can do."""
-        self._visitors.get(token)
+        visitor = self._visitors.get(token)
         yield {"tower": '<p class="fm-tower">The tower is being loaded …</p>'}
         note = self._tower.describe()
         preset = {"preset": gr.update(choices=GPU_PRESETS, info="On a GPU")} if self._tower.has_gpu else {}
         yield {"tower": f'<p class="fm-tower">{note}</p>', **preset}
+        yield methods.offer(visitor)
 
     def leave(self, token: str) -> None:
         """Forget a visitor; a fit that still runs ends."""
@@ -335,45 +359,37 @@ class Handlers:
             **references.show(visitor),
         }
 
-    def _buttons(self, *, busy: bool) -> Updates:
+    def buttons(self, *, busy: bool) -> Updates:
         """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
-        resting = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects", *NORMAL_BUTTONS)
+        resting = (
+            "adapt",
+            "go_on",
+            "load",
+            "method",
+            "clear_references",
+            "remove_marked",
+            "remove_suspects",
+            *NORMAL_BUTTONS,
+        )
         names = [*resting, *(f"case-{name}" for name in self._cases)]
         return {**{name: gr.update(interactive=not busy) for name in names}, "stop": gr.update(interactive=busy)}
 
     def offer_download(self, visitor: Visitor) -> Updates:
         """Write the adapter in use into a new file for the download button."""
-        file = new_file(".safetensors")
-        visitor.session.save(file)
+        file = new_file(".safetensors", visitor.adapter_name or "adapter")
+        visitor.session.save(file, visitor.adapter_name)
         delete(visitor.download)
         visitor.download = str(file)
         return {"download": gr.update(value=visitor.download, interactive=True)}
 
 
-def _outcome(visitor: Visitor, event: Adapted) -> str:
-    count = len(event.calibration.reference_scores) if event.calibration else len(visitor.references)
-    if event.stopped:
-        kept = f"the state after {event.stage} is kept" if event.stage else "nothing new was ready yet"
-        former = "" if event.stage or event.calibration is None else "; the adapter from before still answers"
-        message, kind = f"Stopped after {event.seconds:.0f} s: {kept}{former}.", "info"
-    else:
-        message, kind = f"Adapted to {count} reference scans in {event.seconds:.0f} s.", "good"
-        if event.calibration is not None:
-            message += f" Scores above {event.calibration.threshold:.2f} deviate."
-    return html.note(message, kind, [warning.message for warning in event.warnings])
+class HandlerGroup:
+    """Handlers of one part of the page in a file of their own; they share visitors and error texts with the others.
 
+    Args:
+        page: The handlers that they go with.
+    """
 
-def _reading_note(upload: Upload, warnings: Sequence[str]) -> str:
-    errors = [str(error) for error in upload.errors]
-    labels: dict[str, list[str]] = {}
-    for scan in upload.scans:
-        for text in scan.notes:
-            labels.setdefault(text, []).append(scan.label)
-    more = [*errors, *warnings, *(f"{html.enumerate_labels(who)}: {text}" for text, who in labels.items())]
-    if errors:
-        gr.Warning(" ".join(errors[:3]))
-    if not more:
-        return ""
-    count = len(upload.scans)
-    read = f"{count} scan{'' if count == 1 else 's'} read" + (f", {len(errors)} refused" if errors else "") + "."
-    return html.note(read, "error" if errors else "warning", more)
+    def __init__(self, page: Handlers) -> None:
+        self._visitors, self._idle, self.failure = page._visitors, page._idle, page.failure
+        self._page = page

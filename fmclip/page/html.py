@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from fmclip.calibration import enumerate_labels as enumerate_labels
 from fmclip.colours import COLOUR_MAPS, COLOURS
 from fmclip.page import pictures
+from fmclip.page.charts import self_check_chart
 from fmclip.page.score_charts import describe_odds, score_histogram
 from fmclip.scans import Scan
 from fmclip.session import Finding, Progress
 
 if TYPE_CHECKING:
     from fmclip.detectors import SyntheticExample
+    from fmclip.self_check import SelfCheck
 
 DEVIATES, WITHIN = "▲ deviates", "● within"
 
@@ -31,11 +35,37 @@ def step_title(number: int, title: str, hint: str) -> str:
     return f'<div class="fm-step"><span class="fm-number">{number}</span><h2>{title}</h2><p>{hint}</p></div>'
 
 
-def note(text: str, kind: str = "info", more: Sequence[str] = ()) -> str:
-    """Short message that stays on the page: kind "info", "good", "warning" or "error"."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in more)
+class Item(NamedTuple):
+    """A line of a note.
+
+    Attributes:
+        text: The line.
+        drop: Labels of the scans that a button at its end takes away; none, no button.
+    """
+
+    text: str
+    drop: tuple[str, ...] = ()
+
+
+def note(text: str, kind: str = "info", more: Sequence[str | Item] = ()) -> str:
+    """Short message that stays on the page: kind "info", "good", "warning" or "error"; `data-labels` of its buttons."""
+    items = "".join(_item(Item(line) if isinstance(line, str) else line) for line in more)
     body = (f"<p>{escape(text)}</p>" if text else "") + (f"<ul>{items}</ul>" if items else "")
     return f'<div class="fm-note fm-{kind}">{body}</div>' if body else ""
+
+
+def hint(text: str) -> str:
+    """A quiet line."""
+    return f'<p class="fm-count">{escape(text)}</p>' if text else ""
+
+
+def _item(item: Item) -> str:
+    labels = escape(json.dumps(item.drop), quote=True)
+    names = escape(enumerate_labels(item.drop))
+    button = (
+        f' <button type="button" class="fm-drop" data-labels="{labels}">Remove {names}</button>' if item.drop else ""
+    )
+    return f"<li>{escape(item.text)}{button}</li>"
 
 
 def empty(text: str) -> str:
@@ -57,7 +87,7 @@ def thumbnails(scans: Sequence[Scan], noun: str, *, selectable: bool = False, ma
 
 def _thumbnail(place: int, scan: Scan, selectable: bool, is_marked: bool) -> str:
     picture = f'<img src="{pictures.scan_thumbnail(scan)}" alt="{escape(scan.label)}" loading="lazy">'
-    number = escape(scan.label.removeprefix("scan "))
+    number = escape(scan.label.rpartition(" ")[2])
     if not selectable:
         return f"<figure>{picture}<figcaption>{number}</figcaption></figure>"
     pressed = "true" if is_marked else "false"
@@ -65,11 +95,6 @@ def _thumbnail(place: int, scan: Scan, selectable: bool, is_marked: bool) -> str
         f'<button type="button" class="fm-pick" data-index="{place}" aria-pressed="{pressed}">{picture}'
         f"<span>{number}</span></button>"
     )
-
-
-def enumerate_labels(labels: Sequence[str]) -> str:
-    """Word a list of labels: "scan 1, scan 2 and scan 5"."""
-    return " and ".join(filter(None, (", ".join(labels[:-1]), *labels[-1:])))
 
 
 def progress(state: Progress) -> str:
@@ -85,20 +110,45 @@ def progress(state: Progress) -> str:
     )
 
 
+def self_check(checks: Sequence[SelfCheck]) -> str:
+    """How well synthetic anomalies that were held out of the training are found, after each stage."""
+    last = checks[-1]
+    words = (
+        f"Synthetic self-check: {last.anomalies} anomalies that were never trained on, and {last.normals} unchanged "
+        "scans. Area under the ROC curve; filled: scans told apart, hollow: pixels. Real findings look different: this "
+        "is no promise about them."
+    )
+    return f'<p class="fm-count">{escape(words)}</p>{self_check_chart(checks)}'
+
+
 def synthetic(examples: Sequence[SyntheticExample], threshold: float, opacity: float) -> str:
-    """Synthetic anomalies with outline and kind, each beside its heatmap once there is one."""
+    """Synthetic anomalies with outline, kind and strength, each beside its heatmap once there is one; `data-index`."""
     figures = []
-    for example in examples:
+    for place, example in enumerate(examples):
         outlined, heat = pictures.example_thumbnails(example, threshold, opacity)
         words = escape(_capital(example.description))
+        strength = f"<small>{escape(example.strength)}</small>" if example.strength else ""
         second = f'<img src="{heat}" alt="heatmap of it">' if heat else '<div class="fm-later">heatmap follows</div>'
         figures.append(
-            f'<figure><div class="fm-pair"><img src="{outlined}" alt="{words}, outlined">{second}</div>'
-            f"<figcaption>{words}</figcaption></figure>"
+            f'<button type="button" class="fm-example" data-index="{place}" title="Make it again from its record">'
+            f'<span class="fm-pair"><img src="{outlined}" alt="{words}, outlined">{second}</span>'
+            f"<span>{words}{strength}</span></button>"
         )
     return (
-        '<p class="fm-count">Synthetic anomalies that it learns from, outlined, each beside its heatmap</p>'
-        f'<div class="fm-synthetic" tabindex="0" aria-label="synthetic anomalies">{"".join(figures)}</div>'
+        '<p class="fm-count">Synthetic anomalies that it learns from, outlined, each beside its heatmap; click to '
+        'replay</p><div class="fm-synthetic" tabindex="0" '
+        f'aria-label="synthetic anomalies">{"".join(figures)}</div>'
+    )
+
+
+def replay(description: str, strength: str, picture: str, verdict: str, record: dict, same: bool) -> str:
+    """A synthetic anomaly that was made again, with its record."""
+    words = escape(", ".join(filter(None, (_capital(description), strength))))
+    text = escape(json.dumps(record, indent=1))
+    return (
+        f'<div class="fm-replay"><img src="{picture}" alt="{words}, outlined"><div><h3>{words}</h3>'
+        f"{note(verdict, 'good' if same else 'warning')}"
+        f"<details><summary>Its record</summary><pre>{text}</pre></details></div></div>"
     )
 
 

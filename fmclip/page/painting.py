@@ -10,10 +10,15 @@ import numpy as np
 from fmclip.page.pictures import to_picture
 from fmclip.scans import Scan
 
+PAINT = (255, 140, 0, 200)  # RGBA
 
-def canvas(scan: Scan) -> dict[str, Any]:
-    """Put a scan into the editor, with nothing painted on it."""
-    return {"background": to_picture(scan.pixels), "layers": [], "composite": None}
+
+def canvas(scan: Scan, mask: np.ndarray | None = None) -> dict[str, Any]:
+    """Put a scan into the editor, with a mask [H, W] painted on it if there is one."""
+    layers = []
+    if mask is not None:
+        layers.append(np.where(mask[..., None], np.array(PAINT, np.uint8), np.uint8(0)))  # [H, W, 4]
+    return {"background": to_picture(scan.pixels), "layers": layers, "composite": None}
 
 
 def painted_mask(painted: dict[str, Any] | None, scan: Scan) -> np.ndarray:

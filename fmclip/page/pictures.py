@@ -76,15 +76,22 @@ def patch_with_surroundings(scan: Scan, box: tuple[int, int, int, int]) -> str:
 
 def example_thumbnails(example: SyntheticExample, threshold: float, opacity: float) -> tuple[str, str | None]:
     """Synthetic anomaly with its outline, and the heatmap beside it once there is one."""
-    from fmclip.figures import draw_outline, overlay
+    from fmclip.figures import overlay
 
-    pixels = _thumbnail(example.image)
-    mask = _thumbnail(example.mask.astype(np.float32)) >= 0.5
-    outlined = draw_outline(to_picture(pixels), mask, OUTLINE)
+    picture = outlined(example.image, example.mask, THUMBNAIL_SIDE)
     if example.map is None:
-        return data_address(outlined), None
-    heat = overlay(Scan(pixels), _thumbnail(example.map), threshold, opacity=opacity)
-    return data_address(outlined), data_address(heat)
+        return picture, None
+    heat = overlay(Scan(_thumbnail(example.image)), _thumbnail(example.map), threshold, opacity=opacity)
+    return picture, data_address(heat)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, side: int) -> str:
+    """A picture [S, S, 3] with the outline of a mask [S, S], so many pixels wide, as a data address."""
+    from fmclip.figures import draw_outline
+
+    scale = side / max(image.shape[:2])
+    fine = resize(mask.astype(np.float32), scale) >= 0.5
+    return data_address(draw_outline(to_picture(resize(image, scale)), fine, OUTLINE))
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:

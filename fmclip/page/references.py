@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
 
+from fmclip.errors import FmclipError
+from fmclip.learning import load_tower
 from fmclip.page import html
 from fmclip.page.visitors import Visitor
 from fmclip.scans import AS_STORED, Scan
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
 WINDOW_INFO = "For CT; references and queries alike"
 WINDOW_KEPT = "Belongs to the reference scans; remove them to choose another"
 
+LOOK_SECONDS = 20.0
+"""The tower is not asked for longer: a large one on a CPU takes seconds for each scan."""
+
+_BATCH = 8
 _COPIES = ("duplicate", "near-duplicate")
 _ODD = ("constant", "outlier")
 
@@ -44,23 +52,66 @@ def remove(visitor: Visitor, scans: Sequence[Scan]) -> None:
     visitor.has_example = visitor.has_example and bool(visitor.references)
 
 
-def check(visitor: Visitor) -> list[str]:
-    """Look at the set as it is now; gives the warnings and notes the suspects."""
-    from fmclip.calibration import check_references
+def check(visitor: Visitor) -> list[html.Item]:
+    """Look at the pixels of the set as it is now; gives the warnings and notes the suspects."""
+    from fmclip.checks import check_pixels
 
-    warnings = check_references(visitor.references) if visitor.references else []
+    warnings = check_pixels(visitor.references) if visitor.references else []
     suspect(visitor, warnings)
-    return [warning.message for warning in warnings]
+    return _items(visitor.references, warnings)
+
+
+def look(visitor: Visitor) -> list[html.Item]:
+    """Ask the tower which scans stand apart, a forward pass for each new scan; gives the warnings, adds suspects."""
+    from fmclip.checks import check_strays
+
+    scans = list(visitor.references)
+    embeddings = _embeddings(visitor, scans) if scans else None
+    warnings = check_strays(scans, embeddings) if embeddings is not None else []
+    odd = {scans[place] for warning in warnings if warning.kind in _ODD for place in warning.scans}
+    visitor.suspects = [scan for scan in visitor.references if scan in odd or scan in visitor.suspects]
+    return _items(scans, warnings)
+
+
+def _items(scans: Sequence[Scan], warnings: Sequence[ReferenceWarning]) -> list[html.Item]:
+    """Lines for a note, each with a button that takes away the scans which it would leave out."""
+    lines = []
+    for warning in warnings:
+        places = _left_out(warning)
+        drop = tuple(scans[place].label for place in places) if len(places) <= len(scans) // 2 else ()
+        lines.append(html.Item(warning.message, drop))
+    return lines
+
+
+def _left_out(warning: ReferenceWarning) -> tuple[int, ...]:
+    """Of copies the later one; of all else what the warning names."""
+    return warning.scans[1:] if warning.kind in _COPIES else warning.scans
+
+
+def _embeddings(visitor: Visitor, scans: Sequence[Scan]) -> np.ndarray | None:
+    """What the tower sees in each scan [k, D]; None where it is too slow, or not there."""
+    from fmclip.checks import embed_scans
+
+    try:
+        tower = load_tower(visitor.session.tower, visitor.session.device)
+    except FmclipError:
+        return None
+    started = time.monotonic()
+    missing = [scan for scan in scans if scan not in visitor.embeddings]
+    for start in range(0, len(missing), _BATCH):
+        if time.monotonic() - started > LOOK_SECONDS:
+            return None
+        some = missing[start : start + _BATCH]
+        visitor.embeddings.update(zip(some, embed_scans(some, tower), strict=True))
+    return np.stack([visitor.embeddings[scan] for scan in scans])
 
 
 def suspect(visitor: Visitor, warnings: Sequence[ReferenceWarning]) -> None:
     """Note what could be left out: of copies the later one, and scans that are flat or far from the others."""
     places: set[int] = set()
     for warning in warnings:
-        if warning.kind in _COPIES:
-            places |= set(warning.scans[1:])
-        elif warning.kind in _ODD:
-            places |= set(warning.scans)
+        if warning.kind in (*_COPIES, *_ODD):
+            places |= set(_left_out(warning))
     visitor.suspects = [scan for place, scan in enumerate(visitor.references) if place in places]
 
 

@@ -15,23 +15,15 @@ from fmclip.colours import COLOUR_MAPS
 from fmclip.errors import FmclipError, TowerError
 from fmclip.page import answers, explaining, html, references
 from fmclip.page.answers import Updates
-from fmclip.page.handlers import Handlers, guarded
+from fmclip.page.handlers import HandlerGroup, guarded
 from fmclip.page.painting import canvas, painted_mask
 from fmclip.page.visitors import Visitor
 from fmclip.regions import NormalRegion
 from fmclip.session import Finding
 
 
-class Reviewing:
-    """Handlers of the closer look; they share visitors and error texts with the others.
-
-    Args:
-        page: The handlers that they go with.
-    """
-
-    def __init__(self, page: Handlers) -> None:
-        self._page = page
-        self._visitors, self._idle, self.failure = page._visitors, page._idle, page.failure
+class Reviewing(HandlerGroup):
+    """Handlers of the closer look."""
 
     @guarded("query_note")
     def choose_colours(self, colours: str, token: str) -> Updates:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,38 +14,38 @@ from gradio.utils import get_upload_folder
 
 from fmclip.errors import FmclipError, ScanError
 from fmclip.scans import AS_STORED, CT_WINDOWS, Scan, parse_window, read_scan, shrink
+from fmclip.scans.archives import gunzip, is_zip, unpack
+from fmclip.scans.scan import MAX_VOLUME_BYTES, Unreadable
+from fmclip.scans.series import group_series, parse_slices
 from fmclip.scans.sniff import HEAD_BYTES, sniff
 
-MIDDLE = "middle"
+MAX_SECONDS = 120.0
+"""Files of one upload that were not begun by then are left out."""
 WINDOWS = (AS_STORED, *CT_WINDOWS)
 """Windows to choose from; the first is the file's own, or a robust range where it has none."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How volumes and raw intensities become a picture; other files leave it out of account.
+    """How volumes and raw intensities become pictures; other files leave it out of account.
 
     Attributes:
-        slice_index: Slice or frame, counted from 0; None: the middle one.
+        slices: Slices of a volume or series, or frames, counted from 0; empty for the middle one of a volume, and for
+            all files of a series.
         window: A name out of `WINDOWS`.
     """
 
-    slice_index: int | None = None
+    slices: tuple[int, ...] = ()
     window: str = AS_STORED
 
     @classmethod
     def parse(cls, slice_text: str | None, window: str) -> Reading:
-        """Read what a person typed for the slice: a number from 0, "middle" or nothing.
+        """Read what a person typed for the slices, see `parse_slices`.
 
         Raises:
             FmclipError: It is something else.
         """
-        text = (slice_text or "").strip().lower()
-        if text in ("", MIDDLE):
-            return cls(None, window)
-        if not (text.isascii() and text.isdigit() and len(text) <= 6):
-            raise FmclipError("The slice must be a whole number from 0, or the word middle. No file was read.")
-        return cls(int(text), window)
+        return cls(parse_slices(slice_text), window)
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,15 @@ class Upload:
 _PLAIN = Reading()
 
 
-def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = _PLAIN) -> Upload:
-    """Read uploaded scans and delete the files.
+def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = _PLAIN, noun: str = "scan") -> Upload:
+    """Read uploaded scans and delete the files. Archives are unpacked, and files of a DICOM series put in order.
 
     Args:
         paths: The files in gradio's cache.
         first: Number of the first one ("scan {first}").
         limit: Refuse to read more than this many.
         reading: How to read volumes.
+        noun: What they are called ("scan").
 
     Returns:
         What became of them; what cannot be read is reported, the others go on.
@@ -81,23 +84,69 @@ def take_scans(paths: Sequence[str], first: int, limit: int, reading: Reading = 
     scans: list[Scan] = []
     errors: list[ScanError] = []
     windows: dict[Scan, str] = {}
+    started = time.monotonic()
     try:
-        if len(paths) > limit:
-            many = f"{len(paths)} files are too many here: upload at most {limit} at a time. None of them was read."
-            return Upload([], [ScanError(many)], {}, 0)
-        for place, path in enumerate(paths):
-            try:
-                scan, window = _read(path, f"scan {first + place}", reading)
-            except ScanError as error:
-                errors.append(error)
-                continue
-            scans.append(scan)
-            if window is not None:
-                windows[scan] = window
-        return Upload(scans, errors, windows, len(paths))
+        with tempfile.TemporaryDirectory(prefix="fmclip-upload-") as folder:
+            wanted = _wanted([Path(path) for path in paths], Path(folder), reading)
+            if len(wanted) > limit:
+                many = (
+                    f"{len(wanted)} scans are too many here: upload at most {limit} at a time. None of them was read."
+                )
+                return Upload([], [ScanError(many)], {}, 0)
+            for number, (source, index) in enumerate(wanted, start=first):
+                try:
+                    if isinstance(source, Unreadable):
+                        raise ScanError(f"{noun} {number} {source}")
+                    if time.monotonic() - started > MAX_SECONDS:
+                        raise ScanError(f"{noun} {number} was left out: reading took too long. Upload fewer at a time.")
+                    scan, window = _read(source, f"{noun} {number}", index, reading.window)
+                except ScanError as error:
+                    errors.append(error)
+                    continue
+                scans.append(scan)
+                if window is not None:
+                    windows[scan] = window
+            return Upload(scans, errors, windows, len(wanted))
     finally:
         for path in paths:
             delete(path)
+
+
+def _wanted(paths: Sequence[Path], folder: Path, reading: Reading) -> list[tuple[Path | Unreadable, int | None]]:
+    """Every picture to be read: a file, or why an archive was refused, and the slice of it that is wanted."""
+    found: list[tuple[Path | Unreadable, int | None]] = []
+    files: list[Path] = []
+    for number, path in enumerate(paths):
+        if not path.is_file() or not is_zip(path):
+            files.append(path)
+            continue
+        (folder / str(number)).mkdir()
+        try:
+            files += unpack(path, folder / str(number))
+        except Unreadable as reason:
+            found.append((reason, None))
+    for group in group_series(files):
+        if len(group) > 1:  # a series: its slices are its files
+            chosen = [place for place in reading.slices if place < len(group)] if reading.slices else range(len(group))
+            found += [(group[place], None) for place in chosen]
+            if not chosen:
+                found.append((Unreadable(f"has no such slice: this series has slices 0 to {len(group) - 1}."), None))
+        elif reading.slices and _is_volume(group[0]):
+            unzipped = folder / f"volume{len(found)}"
+            many = len(reading.slices) > 1 and gunzip(group[0], unzipped, MAX_VOLUME_BYTES)
+            found += [(unzipped if many else group[0], index) for index in reading.slices]
+        else:
+            found.append((group[0], None))
+    return found
+
+
+def _is_volume(path: Path) -> bool:
+    """Whether a file is of a kind that may hold several slices."""
+    try:
+        with path.open("rb") as file:
+            return sniff(file.read(HEAD_BYTES)) in ("DICOM", "NIfTI")
+    except (OSError, Unreadable):
+        return False
 
 
 def describe_window(name: str) -> str:
@@ -108,15 +157,14 @@ def describe_window(name: str) -> str:
     return f"{name}: centre {centre:.0f}, width {width:.0f} HU"
 
 
-def _read(path: str, label: str, reading: Reading) -> tuple[Scan, str | None]:
+def _read(path: Path, label: str, index: int | None, window: str) -> tuple[Scan, str | None]:
     """Read one file; with the name of its window if its kind has one."""
-    scan = shrink(read_scan(path, label=label, slice_index=reading.slice_index, window=parse_window(reading.window)))
-    with Path(path).open("rb") as file:
-        if sniff(file.read(HEAD_BYTES)) not in ("DICOM", "NIfTI"):
-            return scan, None
-    if reading.slice_index is None:
-        return scan, reading.window  # the reader notes where the middle is
-    return replace(scan, notes=(*scan.notes, f"slice {reading.slice_index} is shown")), reading.window
+    scan = shrink(read_scan(path, label=label, slice_index=index, window=parse_window(window)))
+    if not _is_volume(path):
+        return scan, None
+    if index is None:
+        return scan, window  # the reader notes where the middle is
+    return replace(scan, notes=(*scan.notes, f"slice {index} is shown")), window
 
 
 def delete(path: str | Path | None) -> None:
@@ -143,9 +191,9 @@ def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
         raise
 
 
-def new_file(suffix: str, stem: str = "fmclip-adapter") -> Path:
+def new_file(suffix: str, what: str = "adapter") -> Path:
     """Name a file for download that nobody can guess, in a folder of gradio's cache."""
     token = secrets.token_hex(16)
     folder = Path(get_upload_folder()) / token
     folder.mkdir(parents=True)
-    return folder / f"{stem}-{token[:8]}{suffix}"
+    return folder / f"fmclip-{what.replace(' ', '-')}-{token[:8]}{suffix}"

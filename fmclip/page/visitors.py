@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from fmclip.colours import COLOURS
 from fmclip.errors import FmclipError
@@ -18,10 +22,14 @@ from fmclip.scans import Scan
 from fmclip.session import Finding, Session
 
 if TYPE_CHECKING:
+    from fmclip.detectors import SyntheticExample
     from fmclip.regions import NormalRegion
+    from fmclip.self_check import SelfCheck
 
 MAX_VISITORS = 32
 IDLE_SECONDS = 3600.0
+DEFAULT_METHOD = "fusionmedclip"
+DEFAULT_PRESET = "fast"
 
 
 @dataclass(eq=False)
@@ -37,7 +45,16 @@ class Visitor:
         findings: What the adapter in use says about the queries, in their order.
         next_reference: Number of the next reference scan that is uploaded; a number is never given twice.
         next_query: The same for query scans.
+        method: Name of the detector to adapt with.
+        preset: How long to train.
+        checks: Synthetic self-checks of the last training.
+        examples: Synthetic anomalies that it learned from, as shown.
+        abnormals: Abnormal scans, for methods that can use them.
+        abnormal_masks: What the person has painted on them: bool [H, W].
+        painted: The abnormal scan that is open in the editor.
+        next_abnormal: Number of the next abnormal scan.
         windows: Name of the window that a scan was read with, for scans from files that need one.
+        embeddings: What the tower sees in a reference scan, once it was asked.
         truths: What is known of example queries, by digest.
         selected: The query shown in detail; None for the worst.
         threshold: Threshold chosen by hand; None for the calibrated one.
@@ -49,7 +66,12 @@ class Visitor:
         has_example: Whether the scans are those of an example case.
         download: The adapter as a file, for the download button.
         exports: Files of the report and of everything, by kind, once they were asked for.
+        records: Records of the synthetic anomalies as a file, likewise.
         seen: When the visitor last did something.
+        adapter_name: What they call their adapter.
+        scan_type: What they last adapted to.
+        key: Known to their browser's tab alone; finds them again after a reload. Empty if the tab was given none.
+        is_away: Whether the page was closed or reloaded, and they have not come back yet.
     """
 
     session: Session
@@ -60,7 +82,16 @@ class Visitor:
     findings: list[Finding] = field(default_factory=list)
     next_reference: int = 1
     next_query: int = 1
+    method: str = DEFAULT_METHOD
+    preset: str = DEFAULT_PRESET
+    checks: list[SelfCheck] = field(default_factory=list)
+    examples: tuple[SyntheticExample, ...] = ()
+    abnormals: list[Scan] = field(default_factory=list)
+    abnormal_masks: dict[Scan, np.ndarray] = field(default_factory=dict)
+    painted: Scan | None = None
+    next_abnormal: int = 1
     windows: MutableMapping[Scan, str] = field(default_factory=WeakKeyDictionary)
+    embeddings: MutableMapping[Scan, np.ndarray] = field(default_factory=WeakKeyDictionary)
     truths: dict[str, str] = field(default_factory=dict)
     selected: Scan | None = None
     threshold: float | None = None
@@ -72,7 +103,12 @@ class Visitor:
     has_example: bool = False
     download: str | None = None
     exports: dict[str, str] = field(default_factory=dict)
+    records: str | None = None
     seen: float = field(default_factory=time.monotonic)
+    adapter_name: str = ""
+    scan_type: str = ""
+    key: str = ""
+    is_away: bool = False
 
     @property
     def window(self) -> str | None:
@@ -90,10 +126,15 @@ class Visitor:
         self.queries[:], self.findings, self.truths, self.selected, self.next_query = [], [], {}, None, 1
         self.why, self.in_editor = None, None
 
+    def drop_abnormals(self) -> None:
+        """Let go of all abnormal scans and their masks; numbers start again."""
+        self.abnormals, self.painted, self.next_abnormal = [], None, 1
+        self.abnormal_masks.clear()
+
     def close(self) -> None:
         """Stop what runs and let go of everything."""
         self.session.close()
-        for file in (self.download, *self.exports.values()):
+        for file in (self.download, self.records, *self.exports.values()):
             delete(file)
 
 
@@ -139,12 +180,60 @@ class Visitors:
         visitor = self._visitors.get(token)
         return visitor is not None and visitor.session.is_adapting
 
+    def welcome(self, token: str, key: str) -> tuple[Visitor, bool]:
+        """Find a visitor again by the key that their tab has kept; a stranger becomes a new visitor with a new key.
+
+        Args:
+            token: Of the page that was opened just now.
+            key: What the tab has kept; "" for nothing.
+
+        Returns:
+            The visitor, and whether they were here before.
+        """
+        with self._lock:
+            former = next((old for old, one in self._visitors.items() if key and _same(one.key, key)), None)
+            if former is not None:  # also while the old page has not been missed yet: its `leave` finds nobody
+                visitor = self._visitors.pop(former)
+                stranger = self._visitors.pop(token, None)
+                self._visitors[token] = visitor
+        if former is None:
+            visitor, stranger = self.get(token), None
+            visitor.key = visitor.key or secrets.token_urlsafe(32)
+        if stranger is not None:
+            stranger.close()
+        visitor.is_away, visitor.seen = False, time.monotonic()
+        return visitor, former is not None
+
     def leave(self, token: str) -> None:
-        """Forget a visitor."""
+        """A page was closed or reloaded: what runs ends. Who has a key may come back, who has none is forgotten."""
+        with self._lock:
+            visitor = self._visitors.get(token)
+            if visitor is not None and not visitor.key:
+                del self._visitors[token]
+        if visitor is None:
+            return
+        if not visitor.key:
+            visitor.close()
+            return
+        visitor.is_away, visitor.seen = True, time.monotonic()
+        visitor.session.stop()
+        timer = threading.Timer(self._idle_seconds + 1, self.forget_idle)
+        timer.daemon = True
+        timer.start()
+
+    def forget(self, token: str) -> None:
+        """Let go of all that a visitor has, now."""
         with self._lock:
             visitor = self._visitors.pop(token, None)
         if visitor is not None:
             visitor.close()
+
+    def forget_idle(self) -> None:
+        """Let go of those who did nothing for too long."""
+        with self._lock:
+            gone = self._idle()
+            visitors = [self._visitors.pop(token) for token in gone]
+        _close_all(visitors)
 
     def _find(self, token: str) -> Visitor | None:
         with self._lock:
@@ -156,14 +245,25 @@ class Visitors:
 
     def _make_room(self) -> list[Visitor]:
         """Take out those who have to go; the caller closes them once the lock is free."""
-        now = time.monotonic()
-        idle = [token for token, visitor in self._visitors.items() if not visitor.session.is_adapting]
-        gone = [token for token in idle if now - self._visitors[token].seen > self._idle_seconds]
+        gone = self._idle()
         if not gone and len(self._visitors) >= self._capacity:
-            gone = idle[:1]  # the one who did nothing for the longest time
+            resting = [token for token, visitor in self._visitors.items() if not visitor.session.is_adapting]
+            away = [token for token in resting if self._visitors[token].is_away]
+            gone = (away or resting)[:1]  # the one who left, or did nothing, for the longest time
         if len(self._visitors) - len(gone) >= self._capacity:
             raise FmclipError("The page is full: all visitors are adapting right now. Try again in a few minutes.")
         return [self._visitors.pop(token) for token in gone]
+
+    def _idle(self) -> list[str]:
+        """Tokens of those who did nothing for too long; the lock is held."""
+        now = time.monotonic()
+        resting = ((token, visitor) for token, visitor in self._visitors.items() if not visitor.session.is_adapting)
+        return [token for token, visitor in resting if now - visitor.seen > self._idle_seconds]
+
+
+def _same(key: str, other: str) -> bool:
+    """Whether two keys are equal, in a time that tells nothing about where they differ."""
+    return compare_digest(key.encode(), other.encode("utf-8", "replace"))
 
 
 def _close_all(visitors: list[Visitor]) -> None:

@@ -7,6 +7,7 @@ dicom       one frame, windowed           nifti   one slice, in canonical orient
 intensity   windows and robust ranges     letterbox   to the square and back
 windows     their names                   source      where the pixels lie, for exports
 resize      large scans made smaller
+archives    zip archives -> numbered files     series      slices of volumes and DICOM series
 """
 
 from fmclip.scans.intensity import CT_WINDOWS

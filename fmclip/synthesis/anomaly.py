@@ -124,6 +124,15 @@ class Anomaly:
             return f"tissue {moved}{changed}, {size}"
         return f"{self._describe_lesion()}, {size}"
 
+    def describe_strength(self) -> str:
+        """Word the strength, e.g. "2.1 local contrasts brighter", "strength of the warp 0.40"."""
+        if self.patch is not None:
+            return f"contrast of the inserted tissue x {self.patch.gain:.2f}"
+        if self.warp is not None:
+            return f"strength of the warp {abs(self.warp.factor):.2f}"
+        word = "brighter" if self.strength > 0 else "darker"
+        return f"{abs(self.strength):.1f} local contrasts {word}"
+
     def _describe_lesion(self) -> str:
         density = self.density
         if density is None:  # __post_init__ rules it out for density kinds

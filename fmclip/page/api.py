@@ -1,0 +1,202 @@
+"""The page as a service: adapt and predict as named endpoints, for scripts (gradio_client) and for agents (MCP).
+
+Nothing is kept between calls: `adapt` gives the adapter as a file, and `predict` takes it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import cv2
+import gradio as gr
+
+from fmclip.calibration import MAX_REFERENCES
+from fmclip.errors import FmclipError
+from fmclip.page.handlers import MAX_QUERIES, PAPER, TowerInUse
+from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
+from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET
+from fmclip.scans import AS_STORED, Scan
+from fmclip.session import Adapted, Finding, Session
+
+MCP_SWITCH = "FMCLIP_MCP"
+log = logging.getLogger("fmclip.page")
+_Result = TypeVar("_Result")
+
+
+class Service:
+    """Both endpoints.
+
+    Args:
+        new_session: Makes a session for a call.
+        tower: Says whether there is a GPU.
+    """
+
+    def __init__(self, new_session: Callable[[], Session], tower: TowerInUse) -> None:
+        self._new_session = new_session
+        self._tower = tower
+
+    def adapt(
+        self,
+        normals: list[str],
+        scan_type: str = "medical scan",
+        method: str = DEFAULT_METHOD,
+        preset: str = DEFAULT_PRESET,
+        slices: str = "middle",
+        window: str = AS_STORED,
+        seed: float = 0,
+    ) -> tuple[str, dict[str, Any]]:
+        """Learn from normal scans and return an adapter file. Research use only; not a medical device.
+
+        Args:
+            normals: 2 to 64 normal scans of one type and view: PNG, JPEG, TIFF, DICOM, NIfTI, or a zip of them.
+            scan_type: What they show, such as "brain MRI".
+            method: Name of a method, such as fusionmedclip or patch_memory.
+            preset: fast, full, or paper (which needs a GPU).
+            slices: Slices of volumes, such as "middle", "40" or "40-80:5".
+            window: Intensity window of CT: as stored, soft tissue, lung, brain or bone.
+            seed: Start of all random draws; the same scans and seed give the same adapter.
+
+        Returns:
+            The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
+        """
+        return _told(lambda: self._adapt(normals, scan_type, method, preset, slices, window, int(seed)))
+
+    def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[str]]:
+        """Show where scans deviate from the normal scans of an adapter. Research use only; not a medical device.
+
+        Args:
+            adapter: A .safetensors file from adapt.
+            scans: Up to 64 scans of the same type; they are read through the window of the adapter.
+            slices: Slices of volumes, such as "middle", "40" or "40-80:5".
+
+        Returns:
+            For each scan its label, score, threshold, verdict and rank among the references; overlays as PNG files.
+        """
+        return _told(lambda: self._predict(adapter, scans, slices))
+
+    def _adapt(
+        self, normals: Sequence[str], scan_type: str, method: str, preset: str, slices: str, window: str, seed: int
+    ) -> tuple[str, dict[str, Any]]:
+        from fmclip.detectors import DETECTORS
+
+        with deleted_if_refused(normals):
+            if method not in DETECTORS:
+                raise FmclipError(f"There is no such method: choose one of {', '.join(DETECTORS)}.")
+            if preset not in ("fast", "full", PAPER) or (preset == PAPER and not self._tower.has_gpu):
+                raise FmclipError("The preset must be fast or full; paper where there is a GPU.")
+            reading = Reading.parse(slices, window)
+        scans, windows = _read(normals, MAX_REFERENCES, reading)
+        session = self._new_session()
+        try:
+            outcome: Adapted | None = None
+            learned = next(iter(windows.values()), None)
+            for event in session.adapt(
+                scans, scan_type=scan_type.strip()[:80], preset=preset, method=method, seed=seed, window=learned
+            ):
+                outcome = event if isinstance(event, Adapted) else outcome
+            file = new_file(".safetensors")
+            session.save(file)
+            assert outcome is not None, "a fit ends with its outcome, or raises"
+            assert outcome.calibration is not None, "and a fit that was not stopped has learned something"
+            return str(file), {
+                "method": method,
+                "references": len(outcome.calibration.reference_scores),
+                "threshold": outcome.calibration.threshold,
+                "reference_scores": list(outcome.calibration.reference_scores),
+                "seconds": round(outcome.seconds, 1),
+                "warnings": [warning.message for warning in outcome.warnings],
+            }
+        finally:
+            session.close()
+
+    def _predict(self, adapter: str, scans: Sequence[str], slices: str) -> tuple[list[dict[str, Any]], list[str]]:
+        session = self._new_session()
+        try:
+            try:
+                with deleted_if_refused(scans):
+                    session.load(adapter or "")
+                    reading = Reading.parse(slices, session.window or AS_STORED)
+            finally:
+                delete(adapter)
+            found = session.query(_read(scans, MAX_QUERIES, reading)[0])
+            return [_row(one) for one in found], [_overlay(one) for one in found]
+        finally:
+            session.close()
+
+
+def add_endpoints(service: Service) -> None:
+    """Put both endpoints into the page that is being built; their components are seen by no visitor."""
+    with gr.Row(visible=False):
+        normals, scans = gr.File(file_count="multiple"), gr.File(file_count="multiple")
+        adapter, learned, overlays = gr.File(), gr.File(), gr.File(file_count="multiple")
+        texts = [gr.Textbox(value) for value in ("medical scan", DEFAULT_METHOD, DEFAULT_PRESET, "middle", AS_STORED)]
+        seed, slices = gr.Number(0), gr.Textbox("middle")
+        facts, rows = gr.JSON(), gr.JSON()
+        gr.Button().click(
+            service.adapt,
+            [normals, *texts, seed],
+            [learned, facts],
+            api_name="adapt",
+            concurrency_id="tower",
+            concurrency_limit=16,
+        )
+        gr.Button().click(
+            service.predict, [adapter, scans, slices], [rows, overlays], api_name="predict", concurrency_limit=4
+        )
+
+
+def wants_mcp() -> bool:
+    """Whether the endpoints are to be offered to agents too, as tools of an MCP server.
+
+    Raises:
+        FmclipError: They are, and the package for it is not installed.
+    """
+    if os.environ.get(MCP_SWITCH, "").lower() not in ("1", "true", "yes"):
+        return False
+    if importlib.util.find_spec("mcp") is None:
+        raise FmclipError(f"{MCP_SWITCH} is set, but gradio's MCP server is not installed: pip install 'gradio[mcp]'.")
+    return True
+
+
+def _told(task: Callable[[], _Result]) -> _Result:
+    """Run a call; foreign errors, whose text may hold a file name, are logged by kind only."""
+    try:
+        return task()
+    except FmclipError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:
+        log.error("unexpected %s in the service", type(error).__name__)
+        raise gr.Error("Something unexpected went wrong. Try again.", print_exception=False) from None
+
+
+def _read(paths: Sequence[str], limit: int, reading: Reading) -> tuple[list[Scan], dict[Scan, str]]:
+    """Read all scans; a script would overlook that some were left out, so one that is refused refuses the call."""
+    upload = take_scans(paths or [], 1, limit, reading)
+    if upload.errors:
+        raise upload.errors[0]
+    if not upload.scans:
+        raise FmclipError("No scan was given.")
+    return upload.scans, upload.windows
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return {
+        "label": finding.label,
+        "score": finding.score,
+        "threshold": finding.threshold,
+        "verdict": finding.verdict,
+        "rank": finding.rank,
+    }
+
+
+def _overlay(finding: Finding) -> str:
+    from fmclip.figures import overlay
+
+    file = new_file(".png", finding.label)
+    picture = overlay(finding.scan, finding.map, finding.threshold)
+    cv2.imwrite(str(file), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return str(file)

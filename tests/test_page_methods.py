@@ -1,0 +1,121 @@
+"""The choice of a method on the page, and abnormal scans with painted masks."""
+
+import numpy as np
+import pytest
+from page_scans import CPU, ME, PLAIN, event, pictures, shown
+
+from fmclip.detectors import DETECTORS
+from fmclip.detectors.madclip import MadCLIP
+from fmclip.page import uploads
+from fmclip.page.handlers import Handlers
+from fmclip.page.teaching import Teaching
+from fmclip.page.visitors import Visitors
+from fmclip.session import Session
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def visitors() -> Visitors:
+    return Visitors(lambda: Session("tiny", "cpu"))
+
+
+@pytest.fixture
+def handlers(visitors, cache) -> Handlers:
+    return Handlers(visitors, [], CPU)
+
+
+@pytest.fixture
+def teaching(handlers) -> Teaching:
+    return Teaching(handlers)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setitem(
+        MadCLIP.config_class.PRESETS, "fast", {"epochs": 1, "folds": 0, "copies": 0, "synonyms": 1, "batch_size": 4}
+    )
+
+
+def painted(scan, rows: slice, columns: slice, scale: int = 1) -> dict:
+    layer = np.zeros((scan.height * scale, scan.width * scale, 4), np.uint8)
+    layer[rows, columns] = (255, 140, 0, 255)
+    return {"background": None, "layers": [layer], "composite": None}
+
+
+def test_every_method_is_offered_and_those_that_the_tower_refuses_are_marked(handlers):
+    menu = shown(handlers.arrive(ME))["method"]["choices"]
+    assert [name for _, name in menu] == list(DETECTORS)
+    refused = [name for title, name in menu if title.endswith("not with this tower")]
+    assert refused == ["zero_shot"]  # the tiny tower is a ViT whose halves were never trained together
+
+
+def test_a_refused_method_says_why_when_chosen_and_does_not_adapt(handlers, teaching, cache):
+    handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
+    page = shown(teaching.choose_method("zero_shot", ME))
+    assert "were never trained together" in page["method_note"]
+    page = shown(handlers.adapt("brain MRI", "fast", ME))
+    assert "were never trained together" in page["status"]
+    assert page["adapt"]["interactive"] is True
+
+
+def test_a_chosen_method_is_the_one_that_adapts(handlers, teaching, visitors, cache):
+    handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
+    page = shown(teaching.choose_method("cosine", ME))
+    assert "mean of the references" in page["method"]["info"]
+    assert page["abnormal_panel"]["visible"] is False
+    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    assert visitors.get(ME).session.detector.name == "cosine"
+
+
+def test_a_method_that_needs_abnormal_scans_asks_for_them_and_learns_from_their_masks(
+    handlers, teaching, visitors, cache, quick, monkeypatch
+):
+    handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
+    assert shown(teaching.choose_method("madclip", ME))["abnormal_panel"]["visible"] is True
+    assert "upload some under Abnormal scans" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    page = shown(teaching.add_abnormals(pictures(cache, 11, 12), *PLAIN, ME))
+    assert page["abnormals"].count("fm-pick") == 2
+    visitor = visitors.get(ME)
+    page = shown(teaching.select_abnormal(event(index=1), ME))
+    assert page["editor"]["value"]["background"].shape == (64, 64, 3)
+    page = shown(teaching.keep_mask(painted(visitor.abnormals[1], slice(20, 40), slice(30, 50), scale=2), ME))
+    assert "With a mask: abnormal scan 2" in page["abnormals"]
+    given = {}
+    fit = MadCLIP.fit
+
+    def watch(self, normals, abnormals=None, *, abnormal_masks=None, on_event=None):
+        given.update(abnormals=abnormals, masks=abnormal_masks)
+        return fit(self, normals, abnormals, abnormal_masks=abnormal_masks, on_event=on_event)
+
+    monkeypatch.setattr(MadCLIP, "fit", watch)
+    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    assert given["abnormals"] == visitor.abnormals
+    assert given["masks"][0] is None
+    rows, columns = np.nonzero(given["masks"][1])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 19, 15, 24)
+
+
+def test_wiping_the_paint_away_takes_the_mask_away(teaching, visitors, cache):
+    teaching.add_abnormals(pictures(cache, 11), *PLAIN, ME)
+    teaching.select_abnormal(event(index=0), ME)
+    scan = visitors.get(ME).abnormals[0]
+    teaching.keep_mask(painted(scan, slice(0, 9), slice(0, 9)), ME)
+    assert visitors.get(ME).abnormal_masks[scan].sum() == 81
+    teaching.keep_mask(painted(scan, slice(0, 0), slice(0, 0)), ME)
+    assert visitors.get(ME).abnormal_masks == {}
+
+
+def test_abnormal_scans_are_named_by_number_only_and_go_at_once(teaching, visitors, cache):
+    files = pictures(cache, 11)
+    (cache / "bad").mkdir()
+    (cache / "bad" / "Erika_Mustermann.png").write_bytes(b"no picture")
+    page = shown(teaching.add_abnormals([*files, str(cache / "bad" / "Erika_Mustermann.png")], *PLAIN, ME))
+    assert "abnormal scan 2 is" in page["abnormal_note"]
+    assert "Mustermann" not in page["abnormal_note"] + page["abnormals"]
+    assert shown(teaching.clear_abnormals(ME))["abnormals"] == ""
+    assert visitors.get(ME).abnormals == []
