@@ -28,8 +28,9 @@ def lay_out(parts: dict[str, Any]) -> None:
     """Place the buttons; each has a hidden one beside it that holds the file once it is made."""
     with gr.Row(elem_classes="fm-files"):
         for name, (_, title) in FILES.items():
-            parts[name] = gr.Button(title, size="sm", min_width=130, elem_id=name)
-            parts[f"{name}_file"] = gr.DownloadButton(title, visible="hidden", elem_id=f"{name}-file")
+            parts[name] = gr.Button(title, size="sm", min_width=110, elem_id=name)
+    for name, (_, title) in FILES.items():
+        parts[f"{name}_file"] = gr.DownloadButton(title, elem_classes="fm-unseen", elem_id=f"{name}-file")
     parts["export_note"] = gr.HTML(elem_id="export-note")
 
 
