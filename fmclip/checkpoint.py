@@ -23,7 +23,7 @@ from torch import Tensor
 from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors.base import Detector, DetectorConfig
-from fmclip.errors import CheckpointError, FmclipError, NotFittedError
+from fmclip.errors import CheckpointError, FmclipError, NotFittedError, TowerError
 from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
@@ -59,6 +59,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "learned_slope": (0, 100),
     "shrinkage": (0, 1),
     "smoothing": (0, 16),
+    "coreset": (1e-3, 1),
+    "copies": (0, 32),
+    "neighbours": (1, 64),
+    "reweighting": (0, 64),
 }
 """Smallest and largest value of a config field that is taken from a file: what is sensible, with room, and too small to
 fill the memory. Rates ("..._lr") lie in 0 to 1, all other numbers in 0 to 10000."""
@@ -136,7 +140,7 @@ def load_adapter(
             f"This adapter was made for another tower ({_shown(metadata['tower'])}) than the one in use "
             f"({_shown(tower.name)}), or for other weights of it. Choose that tower, or adapt again."
         )
-    _check_memory(header.shapes, tower, len(calibration.reference_scores))
+    _check_memory(header.shapes, tower, config, len(calibration.reference_scores))
     tensors = _read_tensors(Path(path))
     try:
         detector = detector_class(tower, config)
@@ -225,14 +229,18 @@ def _shape(entry: Any) -> tuple[int, ...]:
     return shape
 
 
-def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, references: int) -> None:
+def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: DetectorConfig, references: int) -> None:
     """Refuse a patch memory that is not of this tower: each view's width, and no more patches than the scans have."""
     if not any(name.startswith("memory.") for name in shapes):
         return
-    views = default_views(tower.grids)
+    try:
+        views = default_views(tower.grids, getattr(config, "levels", ()))
+    except TowerError as error:
+        raise CheckpointError(f"The adapter looks at levels that its tower does not have. {_DAMAGED}") from error
+    pictures = references * (1 + getattr(config, "copies", 0))
     patches = shapes.get("memory.owner", ())
     rows, columns = min(tower.grids[view.level] for view in views)
-    fits = len(patches) == 1 and references <= patches[0] <= references * rows * columns
+    fits = len(patches) == 1 and references <= patches[0] <= pictures * rows * columns
     fits = fits and shapes.get("memory.place") == patches
     fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)
     for index, view in enumerate(views):

@@ -1,0 +1,82 @@
+"""The settings of the patch memory, and what its reference scores promise."""
+
+import numpy as np
+import pytest
+import torch
+from detector_scans import lesion_scan, normal_scan
+
+from fmclip.calibration import Calibration
+from fmclip.checkpoint import load_adapter, save_adapter
+from fmclip.detectors import PatchMemory
+from fmclip.detectors.patch_memory import PatchMemoryConfig
+from fmclip.errors import TowerError
+from fmclip.towers import get_tower
+
+REFERENCES = [normal_scan(seed) for seed in range(5)]
+VARIANTS = [
+    {"coreset": 0.25},
+    {"levels": (1,)},
+    {"copies": 1},
+    {"neighbours": 3},
+    {"reweighting": 4},
+    {"coreset": 0.5, "copies": 2, "neighbours": 2, "reweighting": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return get_tower("tiny-resnet")
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: "-".join(settings))
+def test_every_variant_finds_the_lesion_and_answers_the_same_from_a_file(tower, settings, tmp_path):
+    plain = PatchMemory(tower).fit(REFERENCES)
+    detector = PatchMemory(tower, PatchMemoryConfig(**settings)).fit(REFERENCES)
+    scans = [normal_scan(20), lesion_scan(24)]
+    normal, lesion = detector.predict(scans)
+    assert lesion.score > normal.score
+    row, column = np.unravel_index(lesion.map.argmax(), lesion.map.shape)
+    assert np.hypot(row - 24, column - 38) < 16
+    assert not np.array_equal(lesion.map, plain.predict(scans)[1].map)  # the setting does something
+
+    save_adapter(tmp_path / "a.safetensors", detector, Calibration.from_scores(detector.reference_scores_))
+    back, _ = load_adapter(tmp_path / "a.safetensors", tower=tower)
+    assert back.config == detector.config
+    np.testing.assert_array_equal(back.predict(scans)[1].map, lesion.map)
+
+
+def test_a_coreset_makes_the_memory_smaller_and_keeps_every_reference(tower):
+    whole = PatchMemory(tower).fit(REFERENCES).memory_
+    small = PatchMemory(tower, PatchMemoryConfig(coreset=0.1)).fit(REFERENCES).memory_
+    assert len(small.owner) <= 0.1 * len(whole.owner) + 1 + len(REFERENCES)
+    assert set(small.owner.tolist()) == set(range(len(REFERENCES)))
+
+
+def test_copies_are_remembered_as_parts_of_the_scan_that_they_were_made_from(tower):
+    plain, varied = (PatchMemory(tower, PatchMemoryConfig(copies=copies)).fit(REFERENCES).memory_ for copies in (0, 2))
+    assert torch.equal(varied.owner.bincount(), 3 * plain.owner.bincount())
+    assert not torch.allclose(
+        varied.bank[0][: len(plain.owner)], varied.bank[0][len(plain.owner) :][: len(plain.owner)]
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"coreset": 0.0}, {"coreset": 1.5}, {"neighbours": 0}, {"copies": -1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="coreset lies above 0"):
+        PatchMemoryConfig(**wrong)
+
+
+def test_a_level_that_the_tower_lacks_is_refused(tower):
+    with pytest.raises(TowerError, match="levels 0 to"):
+        PatchMemory(tower, PatchMemoryConfig(levels=(9,))).fit(REFERENCES)
+
+
+def test_scores_of_four_references_stand_for_scans_that_are_compared_with_four(tower):
+    """Plain leave-one-out compares with three, and lies above what new normal scans get."""
+    detector = PatchMemory(tower).fit(REFERENCES[:4])
+    new = np.array([one.score for one in detector.predict([normal_scan(seed) for seed in range(40, 64)])])
+    memory = detector.memory_
+    assert memory.references == 4
+    plain = 0.5  # evidence 1 by calibration: the mean largest leave-one-out evidence of each view
+    references = np.array(detector.reference_scores_)
+    assert abs(references.mean() - new.mean()) < abs(plain - new.mean())
