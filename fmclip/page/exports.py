@@ -73,8 +73,11 @@ def offer(visitor: Visitor, name: str) -> Iterator[dict[str, Any]]:
 
 def _words(name: str) -> str:
     if name == "report":
-        return "The report is ready: a page for each scan, worst first. It holds no file name and no patient data."
+        return (
+            "The report is ready: a page for each scan, worst first. It holds no file name and no tag of a file; text "
+            "that is burned into the pixels is still there."
+        )
     return (
         "The zip is ready: report, scores.csv, maps, run.json, and DICOM objects for scans from DICOM. These name "
-        "study and image by their UIDs; nothing else says who the patient is."
+        "study and image by their UIDs; nothing else says who the patient is, but for text burned into the pixels."
     )
