@@ -329,6 +329,9 @@ def _with_metadata(data: bytes, **changes: str) -> bytes:
             "memory.owner": lambda owner: owner.repeat(9),
             **{f"memory.bank.{index}": lambda bank: bank.repeat(9, 1) for index in range(4)},
         },
+        {"memory.place": lambda place: place[:-1]},
+        {"memory.place": lambda place: -place - 1},
+        {"memory.place": None},
         {"memory.owner": lambda owner: owner.clamp(max=2)},
         {"memory.owner": lambda owner: owner + 1},
         {"memory.scale": lambda scale: scale[:-1]},
@@ -336,7 +339,20 @@ def _with_metadata(data: bytes, **changes: str) -> bytes:
         {"memory.bank.1": None},
         {"memory.bank.1": lambda bank: bank.double()},
     ],
-    ids=["width", "owner", "patches", "no patch of a scan", "scan", "views", "scale", "missing", "double"],
+    ids=[
+        "width",
+        "owner",
+        "patches",
+        "place",
+        "place below 0",
+        "no place",
+        "no patch of a scan",
+        "scan",
+        "views",
+        "scale",
+        "missing",
+        "double",
+    ],
 )
 def test_a_patch_memory_that_does_not_fit_is_refused(fusion_adapter, changes):
     tensors = load_file(fusion_adapter)

@@ -28,8 +28,9 @@ def lay_out(parts: dict[str, Any]) -> None:
     """Place the buttons; each has a hidden one beside it that holds the file once it is made."""
     with gr.Row(elem_classes="fm-files"):
         for name, (_, title) in FILES.items():
-            parts[name] = gr.Button(title, size="sm", min_width=130, elem_id=name)
-            parts[f"{name}_file"] = gr.DownloadButton(title, elem_classes="fm-hidden", elem_id=f"{name}-file")
+            parts[name] = gr.Button(title, size="sm", min_width=110, elem_id=name)
+    for name, (_, title) in FILES.items():
+        parts[f"{name}_file"] = gr.DownloadButton(title, elem_classes="fm-hidden", elem_id=f"{name}-file")
     parts["export_note"] = gr.HTML(elem_id="export-note")
 
 
@@ -72,8 +73,11 @@ def offer(visitor: Visitor, name: str) -> Iterator[dict[str, Any]]:
 
 def _words(name: str) -> str:
     if name == "report":
-        return "The report is ready: a page for each scan, worst first. It holds no file name and no patient data."
+        return (
+            "The report is ready: a page for each scan, worst first. It holds no file name and no tag of a file; text "
+            "that is burned into the pixels is still there."
+        )
     return (
         "The zip is ready: report, scores.csv, maps, run.json, and DICOM objects for scans from DICOM. These name "
-        "study and image by their UIDs; nothing else says who the patient is."
+        "study and image by their UIDs; nothing else says who the patient is, but for text burned into the pixels."
     )

@@ -28,7 +28,8 @@ dicom/                 for scans from DICOM: segmentation of the region above th
                        and accession number of the patient are empty: a PACS has to fill them in.
 
 Scans are called by their place in the upload; no file here holds a file name or says who the patient is. The UIDs in
-dicom/ lead to the patient wherever the images themselves are kept.
+dicom/ lead to the patient wherever the images themselves are kept, and text that is burned into the pixels of a scan is
+still in its pictures.
 """
 
 

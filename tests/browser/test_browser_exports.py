@@ -28,6 +28,7 @@ def test_report_and_zip_are_saved_with_one_click_each(visitor: Page):
     expect(visitor.locator("#status")).to_contain_text("Stopped", timeout=LONG)
     count = visitor.locator("#cards .fm-card").count()
 
+    expect(visitor.get_by_role("button", name="Download report")).to_have_count(1)  # the one with the file is unseen
     name, report = save(visitor, "report")
     assert name.startswith("fmclip-report-")
     assert report.startswith(b"%PDF")

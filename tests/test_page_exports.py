@@ -1,0 +1,93 @@
+"""Step 3's downloads by their handlers: what lies in the files, where they lie, and when they go."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmclip.page import answers, exports, uploads
+from fmclip.page.handlers import Handlers
+from fmclip.page.visitors import Visitors
+from fmclip.scans import Scan
+from fmclip.session import Session
+
+ME = "me"
+
+
+@pytest.fixture
+def visitors(tmp_path, monkeypatch) -> Visitors:
+    """One visitor with an adapter and two answered queries."""
+    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
+    visitors = Visitors(lambda: Session("tiny", "cpu"))
+    visitor = visitors.get(ME)
+    scans = [Scan(np.random.default_rng(seed).random((64, 64), dtype=np.float32), f"scan {seed}") for seed in range(6)]
+    visitor.references = scans[:4]
+    list(visitor.session.adapt(visitor.references, method="patch_memory", window="lung"))
+    visitor.queries[:] = scans[4:]
+    answers.take(visitor, visitor.session.query(visitor.queries))
+    return visitors
+
+
+@pytest.fixture
+def handlers(visitors) -> Handlers:
+    return Handlers(visitors, [], None)
+
+
+def taken(handlers: Handlers, name: str) -> Path:
+    *_, last = handlers.take_away(name, ME)
+    return Path(last[f"{name}_file"]["value"])
+
+
+def test_the_report_is_a_pdf_with_a_name_that_nobody_guesses(handlers, tmp_path):
+    file = taken(handlers, "report")
+    assert file.read_bytes().startswith(b"%PDF")
+    assert len(file.parent.name) == 32
+    assert tmp_path / "cache" in file.parents
+
+
+def test_the_zip_is_judged_by_the_threshold_that_the_visitor_sees(handlers, visitors):
+    visitor = visitors.get(ME)
+    visitor.threshold = 0.999
+    with zipfile.ZipFile(taken(handlers, "everything")) as archive:
+        rows = archive.read("scores.csv").decode().splitlines()[1:]
+        record = json.loads(archive.read("run.json"))
+    assert len(rows) == 2
+    assert all(",0.999000,within the references," in row for row in rows)
+    assert record["window"] == "lung"
+    assert record["calibration"]["threshold"] == visitor.session.calibration.threshold
+    assert [one["digest"] for one in record["references"]] == [scan.digest for scan in visitor.references]
+
+
+def test_a_new_file_replaces_the_one_before_and_all_go_with_the_visitor(handlers, visitors):
+    first, second = taken(handlers, "report"), taken(handlers, "report")
+    everything = taken(handlers, "everything")
+    assert not first.exists()
+    assert second.exists()
+    visitors.leave(ME)
+    assert not second.exists()
+    assert not everything.exists()
+
+
+def test_the_button_rests_while_the_file_is_made_and_comes_back(handlers):
+    first, *_, last = handlers.take_away("report", ME)
+    assert first["report"]["interactive"] is False
+    assert last["report"]["interactive"] is True
+
+
+def test_without_answers_there_is_nothing_to_take(handlers, visitors):
+    visitors.get(ME).findings = []
+    updates = list(handlers.take_away("everything", ME))
+    assert "nothing to take away yet" in updates[-1]["export_note"]
+    assert updates[0]["everything"]["interactive"] is True
+
+
+def test_a_disk_that_refuses_gives_the_button_back(handlers, monkeypatch):
+    def refuse(*_args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(exports, "new_file", refuse)
+    updates = list(handlers.take_away("report", ME))
+    assert updates[-2]["report"]["interactive"] is True
+    assert "unexpected" in updates[-1]["export_note"]
