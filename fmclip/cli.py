@@ -1,4 +1,4 @@
-"""The same core from a shell: `adapt`, `predict` and `evaluate`."""
+"""The same core from a shell: `adapt`, `predict` and `evaluate`; `pretraining_cli` adds image-text learning."""
 
 from __future__ import annotations
 
@@ -201,6 +201,8 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
+    import fmclip.pretraining_cli  # noqa: F401  (adds its commands)
+
     app()
 
 

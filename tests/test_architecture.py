@@ -15,7 +15,8 @@ ORDER = [
     {"checkpoint", "figures"},
     {"learning"},
     {"session", "evaluation"},
-    {"page", "cli", "__main__"},
+    {"contrastive"},
+    {"page", "cli", "pretraining_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

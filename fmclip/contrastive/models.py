@@ -1,0 +1,307 @@
+"""The two halves to be trained: built from a tower, partly frozen, embedded in batches, saved as a tower again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmclip.contrastive.config import FOLDER, ModelConfig, OptimisationConfig
+from fmclip.errors import PairError
+from fmclip.towers.blocks import blocks_of
+from fmclip.towers.mini import FOLDER as MINI_FOLDER
+from fmclip.towers.registry import MINI, new_tower
+
+PROJECTIONS = ("proj", "head", "text_projection", "text.proj", "text.text_projection", "visual.proj", "visual.head")
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SIGLIP_BIAS = -10.0
+"""Start of SigLIP's bias: most pairs of a batch do not match."""
+
+
+class PairModel(nn.Module):
+    """An image half, a text half, and the temperature (and SigLIP's bias) between them.
+
+    Args:
+        config: What is trained and from where it starts.
+        optimisation: Loss and temperature.
+        size: Side of the images; 0: the tower's own.
+
+    Attributes:
+        model: The open_clip model.
+        logit_scale: Logarithm of 1 / temperature.
+        logit_bias: SigLIP's bias; stays unused with InfoNCE.
+    """
+
+    def __init__(self, config: ModelConfig, optimisation: OptimisationConfig, size: int = 0) -> None:
+        super().__init__()
+        name, _, weights = config.start.partition(":")
+        start = f"{FOLDER / name}:{weights}" if (FOLDER / name).is_file() else config.start
+        tower = new_tower(start)
+        self.is_mini = start == MINI
+        self.config = config
+        self.description = tower.description
+        self.model: Any = tower.model
+        self.tokenizer: Any = tower.tokenizer
+        self.image_size = tower.image_size
+        if size and size != tower.image_size:
+            self._resize(size)
+        self.kind = tower.kind
+        self.mean: Tensor
+        self.std: Tensor
+        mean, std = (torch.tensor(self.description[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        load_published(self.model, self.description["model"], config)
+        if config.train_text == "projection":
+            _give_text_a_projection(self.model, self.description["model"])
+        _unfreeze(self.model, config)
+        start_scale = self.model.logit_scale.detach().float().clone()
+        if optimisation.temperature:
+            start_scale = torch.tensor(1 / optimisation.temperature).log()
+        self.logit_scale = nn.Parameter(start_scale, requires_grad=optimisation.train_temperature)
+        self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), requires_grad=optimisation.loss == "siglip")
+        _add_dropout(self.model, config)
+        self.train()
+
+    @property
+    def text_is_trained(self) -> bool:
+        """Whether anything of the text half changes."""
+        return any(weight.requires_grad for name, weight in self.model.named_parameters() if is_text(name))
+
+    def train(self, mode: bool = True) -> PairModel:
+        """Switch to training, where frozen parts stay in evaluation mode (dropout, statistics of batch norms)."""
+        super().train(mode)
+        if mode:
+            for module in self.model.modules():
+                own = list(module.parameters())
+                if own and not any(weight.requires_grad for weight in own):
+                    module.eval()
+        return self
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S] in [0, 1] -> embeddings [B, D], L2-normalised, single precision."""
+        normalised = (pixels - self.mean) / self.std
+        if self.kind == "cnn":
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        out = self.model.visual(normalised)
+        return F.normalize((out[0] if isinstance(out, tuple) else out).float(), dim=-1)
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> token numbers [B, L], cut after the longest text where that changes nothing."""
+        return trim(self.model, self.tokenizer(list(texts)))
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """Token numbers [B, L] -> embeddings [B, D], L2-normalised, single precision."""
+        return F.normalize(encode_text(self.model, tokens).float(), dim=-1)
+
+    def _resize(self, size: int) -> None:
+        """Take another input size: any for a CNN; a transformer has one position for each patch."""
+        if blocks_of(self.model.visual):
+            raise PairError(f"This tower is made for images of {self.image_size} pixels; leave augment.size at 0.")
+        self.model.visual.image_size = (size, size)
+        self.description["model"]["vision_cfg"]["image_size"] = size
+        self.image_size = size
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a parameter of an open_clip model belongs to its text half."""
+    return not name.startswith(("visual.", "logit_"))
+
+
+def is_projection(name: str) -> bool:
+    """Tell whether a parameter belongs to the projection into the common space."""
+    return any(name == own or name.startswith(f"{own}.") for own in PROJECTIONS)
+
+
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """Run the text half on as many positions as the tokens have (open_clip's own CLIP insists on all 77)."""
+    if hasattr(model, "text") or tokens.shape[1] == model.positional_embedding.shape[0]:
+        return model.encode_text(tokens)
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]  # [B, L, W]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # [B, W], at the end token
+    projection = model.text_projection
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection  # [B, D]
+
+
+def trim(model: Any, tokens: Tensor) -> Tensor:
+    """Cut token numbers [B, L] after the longest text, where what follows is padding that nothing looks at."""
+    from open_clip.hf_model import HFTextEncoder
+
+    if isinstance(getattr(model, "text", None), HFTextEncoder):
+        pad = model.text.config.pad_token_id
+    elif not hasattr(model, "text") and model.text_pool_type == "argmax" and model.attn_mask is not None:
+        pad = 0  # causal: nothing after the end token reaches it
+    else:
+        return tokens
+    used = (tokens != pad).any(dim=0).nonzero()
+    return tokens[:, : int(used.max()) + 1] if len(used) else tokens
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Let dropout draw from these numbers alone, and leave the process's own draws as they were."""
+    from fmclip.contrastive.augmentation import generator_for
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(generator_for(*numbers).initial_seed())
+        yield
+
+
+def save_tower(model: PairModel, folder: Path) -> None:
+    """Write the model as a tower: open_clip's config, safetensors, and the text half's own files where it has some.
+
+    Args:
+        model: The model.
+        folder: Gets open_clip_config.json and model.safetensors; `--tower FOLDER` reads them.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads(json.dumps(model.description["model"]))
+    if "hf_model_name" in config["text_cfg"]:
+        model.model.text.config.save_pretrained(folder)
+        model.tokenizer.tokenizer.save_pretrained(folder)
+        if model.is_mini:
+            for name in TEXT_FILES:
+                shutil.copyfile(MINI_FOLDER / name, folder / name)
+        config["text_cfg"] |= {"hf_model_name": ".", "hf_tokenizer_name": ".", "hf_model_pretrained": False}
+        config["custom_text"] = True
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    statistics = {"size": [model.image_size] * 2, "mean": model.description["mean"], "std": model.description["std"]}
+    content = {"model_cfg": config, "preprocess_cfg": statistics}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    state = pack_attention(model.model.state_dict())
+    state["logit_scale"] = model.logit_scale.detach()
+    file = folder / "model.safetensors"
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, file, {"format": "pt"}
+    )
+    file.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def pack_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put query, key and value that a tower keeps apart (`SplitAttention`) back into open_clip's one tensor."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        stem, _, kind = name.rpartition(".")
+        if not stem.endswith(("attn.q_proj", "attn.k_proj", "attn.v_proj")) or ".trunk." in name:
+            packed[name] = tensor
+        elif stem.endswith("q_proj"):
+            parts = [state[f"{stem[: -len('q_proj')]}{one}_proj.{kind}"] for one in "qkv"]
+            packed[f"{stem[: -len('q_proj')]}in_proj_{kind}"] = torch.cat(parts)  # [3 C, C] or [3 C]
+    return packed
+
+
+def load_published(model: Any, description: dict[str, Any], config: ModelConfig) -> None:
+    """Put published weights into a half that starts at random: timm's for images, DistilBERT for texts.
+
+    Raises:
+        PairError: They are not there, or the half is of another kind.
+    """
+    if config.image_weights:
+        import timm
+
+        name = description["vision_cfg"].get("timm_model_name")
+        if not name:
+            raise PairError("model.image_weights=timm needs an image half from timm.")
+        try:
+            published = timm.create_model(name, pretrained=True, num_classes=0)
+        except Exception as error:  # timm and the hub raise many kinds
+            raise PairError("The image weights could not be fetched; connect once, or leave them out.") from error
+        model.visual.trunk.load_state_dict(published.state_dict(), strict=False)
+    if config.text_weights:
+        from transformers import AutoModel
+
+        try:
+            published = AutoModel.from_pretrained(config.text_weights)
+        except (OSError, ValueError) as error:
+            raise PairError("The text weights could not be read; check the name, or give their folder.") from error
+        put_distilbert(published.state_dict(), model.text.transformer)
+
+
+def put_distilbert(published: dict[str, Tensor], bert: nn.Module) -> None:
+    """Put DistilBERT's weights into six layers of BERT, which then compute the same (open_clip builds BERT only).
+
+    DistilBERT is BERT without token types and pooler: with token type embeddings of zero the two are one function.
+
+    Args:
+        published: State of a `DistilBertModel`.
+        bert: `BertModel` of the same sizes, without pooler.
+
+    Raises:
+        PairError: The sizes differ, or the weights are not DistilBERT's.
+    """
+    names = {
+        "transformer.layer.": "encoder.layer.",
+        "attention.q_lin": "attention.self.query",
+        "attention.k_lin": "attention.self.key",
+        "attention.v_lin": "attention.self.value",
+        "attention.out_lin": "attention.output.dense",
+        "sa_layer_norm": "attention.output.LayerNorm",
+        "ffn.lin1": "intermediate.dense",
+        "ffn.lin2": "output.dense",
+        "output_layer_norm": "output.LayerNorm",
+    }
+    state = {}
+    for name, tensor in published.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        state[name] = tensor
+    types = bert.state_dict()["embeddings.token_type_embeddings.weight"]
+    state["embeddings.token_type_embeddings.weight"] = torch.zeros_like(types)
+    try:
+        missing, unknown = bert.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise PairError("The text weights are of another size than the text half.") from error
+    if unknown or [name for name in missing if not name.endswith("position_ids")]:
+        raise PairError("The text weights are not DistilBERT's.")
+
+
+def _give_text_a_projection(model: Any, description: dict[str, Any]) -> None:
+    """Put a linear layer that changes nothing yet behind a text half that ends without one."""
+    text = getattr(model, "text", None)
+    if text is None or not isinstance(getattr(text, "proj", None), nn.Identity):
+        return
+    width = description["embed_dim"]
+    text.proj = nn.Linear(width, width, bias=False)
+    nn.init.eye_(text.proj.weight)
+    description["text_cfg"] = description["text_cfg"] | {"hf_proj_type": "linear"}
+
+
+def _unfreeze(model: Any, config: ModelConfig) -> None:
+    for name, weight in model.named_parameters():
+        part = config.train_text if is_text(name) else config.train_image
+        trained = part == "all" or (part == "projection" and is_projection(name))
+        weight.requires_grad_(trained and not name.startswith("logit_"))
+    for half, wanted in ((False, config.train_image), (True, config.train_text)):
+        own = [weight for name, weight in model.named_parameters() if is_text(name) == half]
+        if wanted != "none" and not any(weight.requires_grad for weight in own):
+            raise PairError(f"The {'text' if half else 'image'} half of this tower has no projection to train.")
+
+
+def _add_dropout(model: Any, config: ModelConfig) -> None:
+    """Drop numbers behind each block of a trained transformer, or before the projection of a trained CNN."""
+    if not config.dropout:
+        return
+
+    def drop(module: nn.Module, _args: Any, out: Any) -> Any:
+        return F.dropout(out, config.dropout, module.training) if isinstance(out, Tensor) else out
+
+    halves = [(model.visual, config.train_image), (getattr(model, "text", model), config.train_text)]
+    for half, trained in halves:
+        if trained != "all":
+            continue
+        blocks = blocks_of(half)
+        for module in blocks or [one for one in (getattr(half, "trunk", None),) if one is not None]:
+            module.register_forward_hook(drop)
