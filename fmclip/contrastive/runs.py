@@ -186,11 +186,11 @@ class Embedded:
 
 
 def embed_pairs(
-    config: PretrainConfig, folder: Path, pairs: Sequence[Pair], device: str = "auto", on_count: OnCount | None = None
+    config: PretrainConfig, tower: str, pairs: Sequence[Pair], device: str = "auto", on_count: OnCount | None = None
 ) -> Embedded:
-    """Embed pairs with the tower of a run."""
+    """Embed pairs with any tower, by its name or the folder of a run."""
     accelerator = make_accelerator(config, device)
-    own = replace(config.model, start=str(folder / "tower"), image_weights="", text_weights="", dropout=0.0)
+    own = replace(config.model, start=tower, image_weights="", text_weights="", dropout=0.0)
     model = PairModel(own, config.optimisation).to(accelerator.device)
     images = PairImages(pairs, config.augment, model.image_size, config.seed)
     size = config.optimisation.chunk_size or config.optimisation.batch_size
@@ -221,24 +221,28 @@ def evaluate_run(
     if len(pairs) < 2:
         raise PairError(f"The {part} part holds {len(pairs)} pairs: too few to measure retrieval.")
     everything = data.part("all")
-    whole = embed_pairs(config, folder, everything, device, on_count)
+    whole = embed_pairs(config, str(folder), everything, device, on_count)
     keys = {pair.key for pair in pairs}
     rows = torch.tensor([place for place, pair in enumerate(everything) if pair.key in keys])
     embedded = Embedded([everything[place] for place in rows.tolist()], whole.image[rows], whole.text[rows])
-    by_text = numbered([pair.text for pair in embedded.pairs])
-    content = {
-        "part": part,
-        "pairs": len(pairs),
-        "patients": len({pair.patient for pair in pairs}),
-        "texts": len(set(by_text)),
-        **{name: one.to_dict() for name, one in both_directions(embedded.image, embedded.text, by_text).items()},
-        "chance": {name: one.to_dict() for name, one in chance(by_text).items()},
-    }
+    content = {"part": part, **measure(embedded)}
     (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     identity = run_tower(folder).identity
     texts = [pair.text for pair in everything]
     make_index(whole.image, whole.text, texts, identity, config.augment.fit).save(folder / "index.safetensors")
     return content, embedded
+
+
+def measure(embedded: Embedded) -> dict[str, Any]:
+    """Measure retrieval among pairs: both directions, and what chance gives, as metrics.json holds them."""
+    labels = numbered([pair.text for pair in embedded.pairs])
+    return {
+        "pairs": len(embedded.pairs),
+        "patients": len({pair.patient for pair in embedded.pairs}),
+        "texts": len(set(labels)),
+        **{name: one.to_dict() for name, one in both_directions(embedded.image, embedded.text, labels).items()},
+        "chance": {name: one.to_dict() for name, one in chance(labels).items()},
+    }
 
 
 def _write_facts(config: PretrainConfig, data: Data, folder: Path, more: dict[str, Any]) -> None:
