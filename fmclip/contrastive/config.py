@@ -59,7 +59,7 @@ class AugmentConfig:
     """Random changes of the training images (FusionMedCLIP Table A2)."""
 
     size: int = _setting(0, "side of the input in pixels; the tower's own if 0")
-    crop_min: float = _setting(0.8, "smallest share of the area that a random crop keeps; 1: the test transform's crop")
+    crop_min: float = _setting(0.8, "smallest share of the area that a random crop keeps")
     flip: float = _setting(0.5, "probability of a left-right flip; 0 where the side is named in the text")
     jitter: float = _setting(0.2, "brightness and contrast change by up to this share")
     rotation: float = _setting(10.0, "largest rotation in degrees")
@@ -67,6 +67,11 @@ class AugmentConfig:
     fit: str = _setting(
         "crop", "test images: shorter side and centre crop, or all of it with bars", ("crop", "letterbox")
     )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether training images are those of testing: nothing is drawn."""
+        return self.crop_min == 1 and not any((self.flip, self.jitter, self.rotation, self.grayscale))
 
 
 @dataclass(frozen=True)

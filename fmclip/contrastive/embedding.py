@@ -20,6 +20,7 @@ def embed_images(
     images: PairImages,
     batch_size: int,
     workers: int = 0,
+    encode: Callable[[Tensor], Tensor] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Embed all images as for testing.
@@ -30,12 +31,14 @@ def embed_images(
         images: The images.
         batch_size: Images at a time, in each process.
         workers: Processes that read ahead.
+        encode: Other than `model.encode_images`, such as `model.image_features`.
         on_progress: Called with (images done, images in all), of this process's part.
 
     Returns:
-        [n, D], L2-normalised, on the CPU; in the order of the pairs, the same in each process.
+        [n, D], on the CPU; in the order of the pairs, the same in each process.
     """
     model.eval()
+    encode = encode or model.encode_images
     rank, world, count = accelerator.process_index, accelerator.num_processes, len(images.pairs)
     each = -(-count // world)
     own = [min(place, count - 1) for place in range(rank * each, (rank + 1) * each)]  # the last ones twice, if need be
@@ -43,7 +46,7 @@ def embed_images(
     found, done = [], 0
     for batch in load(images, batches, TEST, workers=workers):
         with accelerator.autocast():
-            found.append(model.encode_images(batch.pixels.to(accelerator.device)))
+            found.append(encode(batch.pixels.to(accelerator.device)))
         done += len(batch.places)
         if on_progress is not None:
             on_progress(done, len(own))
@@ -51,18 +54,22 @@ def embed_images(
 
 
 @torch.no_grad()
-def embed_texts(model: PairModel, texts: Sequence[str], batch_size: int) -> Tensor:
+def embed_texts(
+    model: PairModel, texts: Sequence[str], batch_size: int, encode: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Embed texts, equal ones once.
 
     Args:
         model: The model.
         texts: n texts.
         batch_size: Texts at a time.
+        encode: Other than `model.encode_texts`, such as `model.text_features`.
 
     Returns:
-        [n, D], L2-normalised, on the CPU.
+        [n, D], on the CPU.
     """
     model.eval()
+    encode = encode or model.encode_texts
     device = model.logit_scale.device
     first: dict[str, int] = {}
     distinct: list[str] = []
@@ -74,7 +81,7 @@ def embed_texts(model: PairModel, texts: Sequence[str], batch_size: int) -> Tens
     found: list[Tensor] = [torch.empty(0)] * len(distinct)
     for start in range(0, len(distinct), batch_size):
         places = by_length[start : start + batch_size]
-        embedded = model.encode_texts(model.tokens([distinct[place] for place in places]).to(device)).cpu()
+        embedded = encode(model.tokens([distinct[place] for place in places]).to(device)).cpu()
         for place, row in zip(places, embedded, strict=True):
             found[place] = row
     return torch.stack([found[first[text_group(text)]] for text in texts])  # [n, D]

@@ -71,9 +71,14 @@ class PairModel(nn.Module):
         self.train()
 
     @property
+    def image_is_trained(self) -> bool:
+        """Whether anything of the image half changes."""
+        return self.config.train_image != "none"
+
+    @property
     def text_is_trained(self) -> bool:
         """Whether anything of the text half changes."""
-        return any(weight.requires_grad for name, weight in self.model.named_parameters() if is_text(name))
+        return self.config.train_text != "none"
 
     def train(self, mode: bool = True) -> PairModel:
         """Switch to training, where frozen parts stay in evaluation mode (dropout, statistics of batch norms)."""
@@ -85,12 +90,49 @@ class PairModel(nn.Module):
                     module.eval()
         return self
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, S, S] in [0, 1] -> embeddings [B, D], L2-normalised, single precision."""
+    @property
+    def has_frozen_image_features(self) -> bool:
+        """Whether only a projection is trained of the image half, and `image_features` can be kept for all epochs."""
+        return self.config.train_image != "all" and hasattr(self.model.visual, "trunk")
+
+    @property
+    def has_frozen_text_features(self) -> bool:
+        """Likewise for the text half and `text_features`; a half that is frozen altogether counts as well."""
+        return not self.text_is_trained or (self.config.train_text == "projection" and self._hugging_face is not None)
+
+    @property
+    def _hugging_face(self) -> Any:
+        text = getattr(self.model, "text", None)
+        return text if hasattr(text, "pooler") and hasattr(text, "proj") else None
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S] in [0, 1] -> what the projection reads, [B, C]; only with frozen image features."""
+        return self.model.visual.trunk(self._normalised(pixels)).float()
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Token numbers [B, L] -> what the projection reads, [B, C], or the embedding of a half that is frozen."""
+        if not self.text_is_trained:
+            return self.encode_texts(tokens)
+        text = self._hugging_face
+        mask = (tokens != text.config.pad_token_id).long()
+        return text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask).float()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         normalised = (pixels - self.mean) / self.std
-        if self.kind == "cnn":
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-        out = self.model.visual(normalised)
+        return normalised.contiguous(memory_format=torch.channels_last) if self.kind == "cnn" else normalised
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1], or `image_features` [B, C].
+
+        Returns:
+            [B, D], L2-normalised, single precision.
+        """
+        if pixels.ndim == 2:
+            return F.normalize(self.model.visual.head(pixels).float(), dim=-1)
+        out = self.model.visual(self._normalised(pixels))
         return F.normalize((out[0] if isinstance(out, tuple) else out).float(), dim=-1)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -98,7 +140,16 @@ class PairModel(nn.Module):
         return trim(self.model, self.tokenizer(list(texts)))
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
-        """Token numbers [B, L] -> embeddings [B, D], L2-normalised, single precision."""
+        """Embed texts.
+
+        Args:
+            tokens: Token numbers [B, L], or `text_features` [B, C].
+
+        Returns:
+            [B, D], L2-normalised, single precision.
+        """
+        if tokens.is_floating_point():
+            return F.normalize(self._hugging_face.proj(tokens).float(), dim=-1) if self.text_is_trained else tokens
         return F.normalize(encode_text(self.model, tokens).float(), dim=-1)
 
     def _resize(self, size: int) -> None:

@@ -194,7 +194,7 @@ def embed_pairs(
     model = PairModel(own, config.optimisation).to(accelerator.device)
     images = PairImages(pairs, config.augment, model.image_size, config.seed)
     size = config.optimisation.chunk_size or config.optimisation.batch_size
-    image = embed_images(accelerator, model, images, size, config.workers, on_count)
+    image = embed_images(accelerator, model, images, size, config.workers, on_progress=on_count)
     return Embedded(pairs, image, embed_texts(model, [pair.text for pair in pairs], size))
 
 

@@ -117,8 +117,8 @@ def backward(
     Args:
         accelerator: Device, precision and the other processes.
         model: The model.
-        pixels: This process's images, [n, 3, S, S] in [0, 1].
-        text: Their texts, or embeddings [n, D] where the text half is frozen.
+        pixels: This process's images, [n, 3, S, S] in [0, 1], or their frozen features [n, C].
+        text: Their texts, or the texts' frozen features [n, C].
         groups: Equal numbers for equal texts, [n].
         config: Settings.
         seeds: Of this step (seed, epoch, step), for mixup and dropout.
@@ -135,8 +135,7 @@ def backward(
 
     def embed(part: slice) -> tuple[Tensor, Tensor]:
         with seeded(*seeds, DROPOUT, accelerator.process_index, part.start), accelerator.autocast():
-            image = model.encode_images(pixels[part])
-            return image, words[part] if words.is_floating_point() else model.encode_texts(words[part])
+            return model.encode_images(pixels[part]), model.encode_texts(words[part])
 
     if len(parts) == 1:
         image, embedded = embed(parts[0])
@@ -145,8 +144,8 @@ def backward(
     else:
         with torch.no_grad():
             found = [embed(part) for part in parts]
-        image = torch.cat([one for one, _ in found]).requires_grad_()  # [n, D], leaves
-        embedded = torch.cat([one for _, one in found]).requires_grad_(not words.is_floating_point())
+        image = torch.cat([one for one, _ in found]).requires_grad_(model.image_is_trained)  # [n, D], leaves
+        embedded = torch.cat([one for _, one in found]).requires_grad_(model.text_is_trained)
         loss = mixed_loss(accelerator, model, image, embedded, groups, share, config)
         accelerator.backward(loss)
         for part in parts:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmclip.contrastive.batches import Batch, PairImages, epoch_batches, load, share_of
+from fmclip.contrastive.batches import TEST, Batch, PairImages, epoch_batches, load, share_of
 from fmclip.contrastive.config import PretrainConfig
 from fmclip.contrastive.embedding import embed_images, embed_texts
 from fmclip.contrastive.logs import EpochDone, RunLog, StepDone
@@ -24,6 +25,19 @@ from fmclip.errors import PairError
 
 OnEvent = Callable[[StepDone | EpochDone], None]
 KEPT_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What stays the same in all epochs; None where it does not.
+
+    Attributes:
+        images: What the image projection reads, [n, C].
+        texts: What the text projection reads, or the texts' embeddings, [n, C].
+    """
+
+    images: Tensor | None
+    texts: Tensor | None
 
 
 class Trainer:
@@ -55,13 +69,13 @@ class Trainer:
             raise PairError(f"{len(train)} pairs are too few to train on.")
         self.config, self.accelerator, self.model, self.folder = config, accelerator, model, folder
         self.train_pairs, self.val_pairs = list(train), list(val)
-        self.images = PairImages(self.train_pairs, config.augment, model.image_size, config.seed)
+        self.images = self._images_of(self.train_pairs)
         self.groups = torch.tensor(numbered([pair.text for pair in self.train_pairs]))  # [n]
         self.optimiser = accelerator.prepare(make_optimiser(model, own))
         self.steps_per_epoch = len(epoch_batches(len(self.train_pairs), own.batch_size, config.seed, 0))
         self.stopping = EarlyStopping(own.patience if self.val_pairs else 0, own.min_delta)
         self.step = 0
-        self._texts: Tensor | None = None
+        self._kept: dict[str, Frozen] = {}
 
     @property
     def epoch(self) -> int:
@@ -80,15 +94,14 @@ class Trainer:
         Raises:
             PairError: The loss is no longer a number.
         """
-        own, tell = self.config.optimisation, on_event or (lambda _event: None)
+        own = self.config.optimisation
         log = RunLog(self.folder, self.config.log, self.step) if self.accelerator.is_main_process else None
-        if not self.model.text_is_trained and self._texts is None:  # frozen texts are embedded once for all epochs
-            self._texts = embed_texts(self.model, [pair.text for pair in self.train_pairs], own.batch_size)
 
         def note(event: StepDone | EpochDone) -> None:
             if log is not None:
                 log.write(event)
-            tell(event)
+            if on_event is not None:
+                on_event(event)
 
         try:
             while self.epoch < own.epochs and not self.stopping.is_over:
@@ -97,6 +110,31 @@ class Trainer:
             if log is not None:
                 log.close()
         return self
+
+    def _frozen(self, part: str) -> Frozen:
+        """Run once what all epochs share: frozen texts, and frozen images that nothing is drawn for."""
+        if part not in self._kept:
+            model, size, plain = self.model, self.config.optimisation.batch_size, self.config.augment.is_plain
+            images = self.images if part == "train" else self._images_of(self.val_pairs)
+            seen = said = None
+            if model.has_frozen_text_features:
+                said = embed_texts(model, [pair.text for pair in images.pairs], size, model.text_features)
+            if model.has_frozen_image_features and (plain or part == "val"):
+                workers = self.config.workers
+                seen = embed_images(self.accelerator, model, images, size, workers, model.image_features)
+            self._kept[part] = Frozen(seen, said)
+        return self._kept[part]
+
+    def _images_of(self, pairs: Sequence[Pair]) -> PairImages:
+        return PairImages(pairs, self.config.augment, self.model.image_size, self.config.seed)
+
+    def _load(self, shares: list[list[int]], epoch: int) -> Iterator[Batch]:
+        """Read the images of each step, or take what was kept of them."""
+        kept = self._frozen("train").images
+        if kept is None:
+            seen = TEST if self.config.augment.is_plain else epoch
+            return load(self.images, shares, seen, workers=self.config.workers)
+        return (Batch(torch.tensor(share), kept[share]) for share in shares)
 
     def _run_epoch(self, note: OnEvent) -> None:
         own, epoch = self.config.optimisation, self.epoch
@@ -107,7 +145,7 @@ class Trainer:
         losses = []
         started = time.perf_counter()
         self.model.train()
-        for batch in load(self.images, shares, epoch, workers=self.config.workers):
+        for batch in self._load(shares, epoch):
             rate = learning_rate(own, self.step, self.steps_per_epoch)
             loss = self._train_step(batch, epoch, rate)
             losses.append(loss)
@@ -115,7 +153,7 @@ class Trainer:
             ended = time.perf_counter()
             speed = len(batch.places) * world / (ended - started)
             started = ended
-            temperature = math.exp(-float(self.model.logit_scale.detach()))
+            temperature = float(torch.exp(-self.model.logit_scale.detach()))
             note(StepDone(epoch, self.step, own.epochs * self.steps_per_epoch, loss, rate, temperature, speed))
             every = self.config.checkpoint_steps
             if every and self.step % every == 0 and self.step % self.steps_per_epoch:
@@ -131,8 +169,9 @@ class Trainer:
         own, device = self.config.optimisation, self.accelerator.device
         set_rate(self.optimiser, rate)
         text: Tensor | list[str]
-        if self._texts is not None:
-            text = self._texts[batch.places].to(device)  # [n, D]
+        kept = self._frozen("train").texts
+        if kept is not None:
+            text = kept[batch.places].to(device)  # [n, C]
         else:
             text = [self.train_pairs[place].text for place in batch.places.tolist()]
         loss = backward(
@@ -158,10 +197,18 @@ class Trainer:
         if not self.val_pairs:
             return math.nan
         own, model = self.config.optimisation, self.model
-        images = PairImages(self.val_pairs, self.config.augment, model.image_size, self.config.seed)
-        image = embed_images(self.accelerator, model, images, own.chunk_size or own.batch_size, self.config.workers)
+        kept, device, size = self._frozen("val"), self.accelerator.device, own.chunk_size or own.batch_size
         texts = [pair.text for pair in self.val_pairs]
-        text = embed_texts(model, texts, own.batch_size)
+        model.eval()
+        if kept.images is not None:
+            image = model.encode_images(kept.images.to(device)).cpu()
+        else:
+            images = self._images_of(self.val_pairs)
+            image = embed_images(self.accelerator, model, images, size, self.config.workers)
+        if kept.texts is not None:
+            text = model.encode_texts(kept.texts.to(device)).cpu()
+        else:
+            text = embed_texts(model, texts, size)
         groups = torch.tensor(numbered(texts))
         total, count = 0.0, 0
         for first in range(0, len(texts), own.batch_size):
