@@ -23,6 +23,7 @@ from fmclip.page.cases import SCAN_TYPES, list_cases
 from fmclip.page.gpu import session_maker
 from fmclip.page.handlers import PRESETS, Handlers
 from fmclip.page.references import WINDOW_INFO
+from fmclip.page.similar import HINT
 from fmclip.page.tower import TowerLoader
 from fmclip.page.uploads import AS_STORED, MIDDLE, WINDOWS
 from fmclip.page.visitors import Visitors
@@ -164,6 +165,21 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 with gr.Column(scale=3, min_width=260):
                     parts["verdict"] = gr.HTML(elem_id="verdict")
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
+        with gr.Accordion("Similar reports", open=False, elem_classes="fm-panel", elem_id="similar-reports"):
+            with gr.Row(equal_height=True):
+                index_file = gr.UploadButton(
+                    "Load index of reports", size="sm", file_types=[".safetensors"], min_width=170, elem_id="index"
+                )
+                phrases = gr.Textbox(
+                    label="Phrases to compare",
+                    info="One a line",
+                    lines=2,
+                    placeholder="no acute disease\npleural effusion",
+                    scale=3,
+                    elem_id="phrases",
+                )
+                similar_button = gr.Button("Compare the query in view", min_width=170, elem_id="compare")
+            parts["similar"] = gr.HTML(html.empty(HINT), elem_id="similar")
 
         on = partial(connect, parts)
         reading = [slice_text, window]
@@ -183,6 +199,8 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             on(slider.input, handlers.redraw, [opacity, threshold], concurrency_limit=8, trigger_mode="always_last")
         on(reset.click, handlers.reset_threshold)
 
+        on(index_file.upload, handlers.load_index, [index_file], concurrency_limit=4)
+        on(similar_button.click, handlers.find_similar, [phrases], concurrency_limit=4)
         on(cards.click, handlers.select, takes_event=True)
         on(page.load, handlers.arrive)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fmclip.cli import DeviceName, _progress, _readable_errors, _warn, app
 from fmclip.contrastive.config import load_config
+from fmclip.contrastive.figures import draw_run
 from fmclip.contrastive.index import load_index
 from fmclip.contrastive.logs import EpochDone, StepDone
 from fmclip.contrastive.runs import embed_scan, evaluate_run, find_checkpoint, load_run, pretrain, run_folder, run_tower
@@ -77,7 +78,8 @@ def evaluate_retrieval(
             def count(done: int, total: int) -> None:
                 progress.update(task, completed=done, total=total)
 
-            metrics, _ = evaluate_run(run, part=part, device=device, on_count=count)
+            metrics, embedded = evaluate_run(run, part=part, device=device, on_count=count)
+        draw_run(run, run_tower(run), embedded, load_run(run).augment.fit)
         table = Table(title=f"{metrics['pairs']} pairs, {metrics['texts']} texts", title_justify="left", box=None)
         for title in ("direction", "R@1", "R@5", "R@10", "median rank", "nDCG@10"):
             table.add_column(title, no_wrap=True)

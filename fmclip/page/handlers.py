@@ -15,7 +15,7 @@ import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, html, references
+from fmclip.page import answers, html, references, similar
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
@@ -287,6 +287,18 @@ class Handlers:
         visitor = self._visitors.get(token)
         visitor.threshold = None
         return answers.show(visitor)
+
+    # similar reports
+
+    @guarded("similar")
+    def load_index(self, path: str, token: str) -> Updates:
+        """Take an index of reports to search in."""
+        return {"similar": similar.take_index(self._visitors.get(token), path)}
+
+    @guarded("similar")
+    def find_similar(self, phrases: str, token: str) -> Updates:
+        """Compare the query in view with the index and with phrases."""
+        return {"similar": similar.find(self._visitors.get(token), phrases)}
 
     # the page itself
 

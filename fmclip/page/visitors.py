@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from fmclip.contrastive.index import Index
 from fmclip.errors import FmclipError
 from fmclip.page.uploads import delete
 from fmclip.scans import Scan
@@ -37,6 +38,7 @@ class Visitor:
         threshold: Threshold chosen by hand; None for the calibrated one.
         opacity: Opacity of the overlay.
         has_example: Whether the scans are those of an example case.
+        index: Reports to search in, if the visitor brought some.
         download: The adapter as a file, for the download button.
         seen: When the visitor last did something.
     """
@@ -55,6 +57,7 @@ class Visitor:
     threshold: float | None = None
     opacity: float = 0.5
     has_example: bool = False
+    index: Index | None = None
     download: str | None = None
     seen: float = field(default_factory=time.monotonic)
 
