@@ -166,19 +166,18 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                     parts["verdict"] = gr.HTML(elem_id="verdict")
             clear_queries = gr.Button("Remove query scans", size="sm", elem_classes="fm-quiet")
         with gr.Accordion("Similar reports", open=False, elem_classes="fm-panel", elem_id="similar-reports"):
-            with gr.Row(equal_height=True):
+            phrases = gr.Textbox(
+                label="Phrases to compare",
+                info="One a line; the index of reports is a file of your own",
+                lines=2,
+                placeholder="no acute disease\npleural effusion",
+                elem_id="phrases",
+            )
+            with gr.Row(elem_classes="fm-files"):
                 index_file = gr.UploadButton(
                     "Load index of reports", size="sm", file_types=[".safetensors"], min_width=170, elem_id="index"
                 )
-                phrases = gr.Textbox(
-                    label="Phrases to compare",
-                    info="One a line",
-                    lines=2,
-                    placeholder="no acute disease\npleural effusion",
-                    scale=3,
-                    elem_id="phrases",
-                )
-                similar_button = gr.Button("Compare the query in view", min_width=170, elem_id="compare")
+                compare = gr.Button("Compare the query in view", size="sm", min_width=170, elem_id="compare")
             parts["similar"] = gr.HTML(html.empty(HINT), elem_id="similar")
 
         on = partial(connect, parts)
@@ -200,7 +199,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(reset.click, handlers.reset_threshold)
 
         on(index_file.upload, handlers.load_index, [index_file], concurrency_limit=4)
-        on(similar_button.click, handlers.find_similar, [phrases], concurrency_limit=4)
+        on(compare.click, handlers.find_similar, [phrases], concurrency_limit=4)
         on(cards.click, handlers.select, takes_event=True)
         on(page.load, handlers.arrive)
 

@@ -5,5 +5,5 @@ splits      patient-level split, leak check            augmentation, batches   i
 models      the halves, frozen or trained, saved       optimisation     rates by depth and step, early stopping
 step        gathered negatives, gradient caching       trainer, logs    the loop, exact resume, CSV, TensorBoard
 retrieval   exact metrics and search, in chunks        index            a file to search in
-gradcam, figures   where and what was found            runs             all of it in results/<run>/
+gradcam, figures   where and what was found            runs, embedding  all of it in results/<run>/
 """

@@ -34,7 +34,7 @@ def grad_cam(tower: Tower, pixels: Tensor, target: Tensor) -> Tensor:
         TowerError: This tower shows no feature map to weigh.
     """
     visual: Any = share(tower.model.visual)  # hooks on a copy around the same tensors: others may be using the tower
-    blocks = blocks_of(visual)
+    blocks = blocks_of(visual) if tower.kind == "transformer" else []  # some CNNs call their stages blocks
     seen: list[Tensor] = []
     for module in blocks[-2:-1] or ([] if blocks else visual.modules()):
         module.register_forward_hook(lambda _module, _inputs, out: seen.append(out))

@@ -19,7 +19,7 @@ from fmclip.towers.blocks import blocks_of
 from fmclip.towers.mini import FOLDER as MINI_FOLDER
 from fmclip.towers.registry import MINI, new_tower
 
-PROJECTIONS = ("proj", "head", "text_projection", "text.proj", "text.text_projection", "visual.proj", "visual.head")
+PROJECTIONS = ("text_projection", "text.proj", "text.text_projection", "visual.proj", "visual.head", "visual.attnpool")
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SIGLIP_BIAS = -10.0
 """Start of SigLIP's bias: most pairs of a batch do not match."""
@@ -50,9 +50,9 @@ class PairModel(nn.Module):
         self.model: Any = tower.model
         self.tokenizer: Any = tower.tokenizer
         self.image_size = tower.image_size
+        self.kind = tower.kind
         if size and size != tower.image_size:
             self._resize(size)
-        self.kind = tower.kind
         self.mean: Tensor
         self.std: Tensor
         mean, std = (torch.tensor(self.description[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -67,7 +67,7 @@ class PairModel(nn.Module):
             start_scale = torch.tensor(1 / optimisation.temperature).log()
         self.logit_scale = nn.Parameter(start_scale, requires_grad=optimisation.train_temperature)
         self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), requires_grad=optimisation.loss == "siglip")
-        _add_dropout(self.model, config)
+        _add_dropout(self.model, config, self.kind)
         self.train()
 
     @property
@@ -154,7 +154,7 @@ class PairModel(nn.Module):
 
     def _resize(self, size: int) -> None:
         """Take another input size: any for a CNN; a transformer has one position for each patch."""
-        if blocks_of(self.model.visual):
+        if self.kind == "transformer":
             raise PairError(f"This tower is made for images of {self.image_size} pixels; leave augment.size at 0.")
         self.model.visual.image_size = (size, size)
         self.description["model"]["vision_cfg"]["image_size"] = size
@@ -341,7 +341,7 @@ def _unfreeze(model: Any, config: ModelConfig) -> None:
             raise PairError(f"The {'text' if half else 'image'} half of this tower has no projection to train.")
 
 
-def _add_dropout(model: Any, config: ModelConfig) -> None:
+def _add_dropout(model: Any, config: ModelConfig, kind: str) -> None:
     """Drop numbers behind each block of a trained transformer, or before the projection of a trained CNN."""
     if not config.dropout:
         return
@@ -349,10 +349,11 @@ def _add_dropout(model: Any, config: ModelConfig) -> None:
     def drop(module: nn.Module, _args: Any, out: Any) -> Any:
         return F.dropout(out, config.dropout, module.training) if isinstance(out, Tensor) else out
 
-    halves = [(model.visual, config.train_image), (getattr(model, "text", model), config.train_text)]
-    for half, trained in halves:
-        if trained != "all":
-            continue
-        blocks = blocks_of(half)
-        for module in blocks or [one for one in (getattr(half, "trunk", None),) if one is not None]:
-            module.register_forward_hook(drop)
+    behind: list[nn.Module] = []
+    if config.train_image == "all":
+        trunk = getattr(model.visual, "trunk", None)
+        behind += blocks_of(model.visual) if kind == "transformer" else [trunk] if trunk is not None else []
+    if config.train_text == "all":
+        behind += blocks_of(getattr(model, "text", model))  # a Hugging Face text half has dropout of its own
+    for module in behind:
+        module.register_forward_hook(drop)

@@ -124,7 +124,7 @@ def _matches(matches: list[Match], count: int) -> str:
         f"{f' <small>{match.count} images</small>' if match.count > 1 else ''}</span></li>"
         for match in matches
     )
-    return f"<h4>Nearest of {count} reports</h4><ol>{rows}</ol>"
+    return f"<h4>Nearest of {count} reports, by cosine</h4><ol>{rows}</ol>"
 
 
 def _phrases(phrases: list[str], shares: list[float]) -> str:
@@ -133,5 +133,5 @@ def _phrases(phrases: list[str], shares: list[float]) -> str:
         f'<li><span class="fm-cosine">{shares[place]:.2f}</span><span>{escape(phrases[place])}</span></li>'
         for place in order
     )
-    kind = "Phrases, zero-shot" if len(phrases) > 1 else "Cosine with the phrase; give two or more to compare"
+    kind = "Phrases, zero-shot shares" if len(phrases) > 1 else "Cosine with the phrase; give two or more to compare"
     return f"<h4>{kind}</h4><ol>{rows}</ol>"
