@@ -130,7 +130,7 @@ def _open_clip(options: argparse.Namespace, table: Path) -> float:
     from open_clip_train.data import CsvDataset
     from open_clip_train.train import train_one_epoch
 
-    model, preprocess, _ = open_clip.create_model_and_transforms(options.model, device=options.device)
+    model, preprocess, _ = open_clip.create_model_and_transforms(options.model, device=options.device, output_dict=True)
     dataset = CsvDataset(str(table), preprocess, "path", "text", ",", open_clip.get_tokenizer(options.model))
     loader: Any = torch.utils.data.DataLoader(
         dataset, batch_size=options.batch_size, shuffle=True, num_workers=options.workers, drop_last=True

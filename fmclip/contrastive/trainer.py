@@ -143,8 +143,9 @@ class Trainer:
         batches = epoch_batches(len(self.train_pairs), own.batch_size, self.config.seed, epoch)[first:]
         shares = [share_of(batch[: len(batch) // world * world], rank, world) for batch in batches]
         losses = []
-        started = time.perf_counter()
+        self._frozen("train")  # the first time it embeds, in evaluation mode
         self.model.train()
+        started = time.perf_counter()
         for batch in self._load(shares, epoch):
             rate = learning_rate(own, self.step, self.steps_per_epoch)
             loss = self._train_step(batch, epoch, rate)
