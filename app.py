@@ -28,6 +28,7 @@ from fmclip.page.panels import connect_keeping, connect_teaching, keeping_panel,
 from fmclip.page.query_panel import connect_queries, query_panel
 from fmclip.page.references import WINDOW_INFO
 from fmclip.page.sets import DROP_CLICK, SetChecks
+from fmclip.page.similar_panel import connect_similar, similar_panel
 from fmclip.page.teaching import Teaching
 from fmclip.page.tour import TOUR
 from fmclip.page.tower import TowerLoader
@@ -149,6 +150,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 keeping_panel(parts)
         with gr.Column(elem_classes="fm-panel"):
             query_panel(parts)
+        similar_panel(parts)
 
         on = partial(connect, parts)
         reading = [slice_text, window]
@@ -170,6 +172,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
         connect_queries(parts, handlers, reading)
+        connect_similar(parts, handlers)
         connect_keeping(page, parts, Keeping(handlers), handlers.arrive)
 
         def leave(request: gr.Request) -> None:

@@ -1,4 +1,4 @@
-"""The same core from a shell: `adapt`, `predict` and `evaluate`; `replay_cli` adds `replay`."""
+"""The same core from a shell: `adapt`, `predict` and `evaluate`; `replay_cli` and `pretraining_cli` add the rest."""
 
 from __future__ import annotations
 
@@ -227,7 +227,8 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
-    import fmclip.replay_cli  # noqa: F401  (adds its command)
+    import fmclip.pretraining_cli
+    import fmclip.replay_cli  # noqa: F401  (both add their commands)
 
     app()
 

@@ -25,6 +25,10 @@ class CheckpointError(FmclipError):
     """An adapter file is damaged, of another version, or was made for another tower."""
 
 
+class PairError(FmclipError):
+    """Image-text pairs, their split, or the settings or files of a run of contrastive training cannot be used."""
+
+
 class NotFittedError(FmclipError):
     """`predict` was called before `fit` or `load`."""
 

@@ -1,10 +1,12 @@
-"""Losses of the anomaly map: focal on the image score, dice on the pixels.
+"""Losses: focal and dice of the anomaly map, InfoNCE and SigLIP of image-text pairs.
 
-FusionMedCLIP section 3.5, Eq. 14 to 16: L = w_img * focal(max S_a, y) + w_seg * dice(S_a, Y). All of them take
-probabilities, since S_a already is a softmax over {normal, abnormal}.
+FusionMedCLIP section 3.5, Eq. 14 to 16: L = w_img * focal(max S_a, y) + w_seg * dice(S_a, Y). Those two take
+probabilities, since S_a already is a softmax over {normal, abnormal}. The contrastive
+losses take embeddings (Eq. 1, 2).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -96,4 +98,63 @@ def _check_pair(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
     if value.numel() == 0:
         raise ValueError(f"{name} and {other_name} are empty")
     if not value.is_floating_point():
-        raise ValueError(f"{name} must hold floating-point probabilities, got {value.dtype}")
+        raise ValueError(f"{name} must hold floating-point numbers, got {value.dtype}")
+
+
+def info_nce(
+    image: Tensor, text: Tensor, scale: Tensor, *, label_smoothing: float = 0.0, groups: Tensor | None = None
+) -> Tensor:
+    """Symmetric contrastive loss over all pairs of a batch (CLIP; FusionMedCLIP Eq. 2).
+
+    Args:
+        image: Image embeddings [N, D], L2-normalised; row i belongs to row i of `text`.
+        text: Text embeddings [N, D], L2-normalised.
+        scale: Scalar, 1 / temperature.
+        label_smoothing: Share of the target that is spread over the whole batch, in [0, 1) (Table A2).
+        groups: Whole numbers [N]; rows with the same number match each other as well (a sentence that stands below
+            several images), and share the target equally. None: each row matches itself alone.
+
+    Returns:
+        Scalar, same dtype as `image`.
+
+    Raises:
+        ValueError: If the shapes differ or are empty.
+    """
+    _check_embeddings(image, text)
+    logits = scale * image @ text.mT  # [N, N]
+    if groups is None:
+        target = torch.arange(len(logits), device=logits.device)  # [N]
+    else:
+        same = (groups[:, None] == groups[None, :]).to(logits.dtype)  # [N, N]
+        target = same / same.sum(dim=1, keepdim=True)  # [N, N], symmetric: rows of a group have one count
+    rows = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    columns = F.cross_entropy(logits.mT, target, label_smoothing=label_smoothing)
+    return (rows + columns) / 2
+
+
+def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, groups: Tensor | None = None) -> Tensor:
+    """Sigmoid loss: each of the N x N pairs is a yes or no of its own (SigLIP, Zhai et al. 2023).
+
+    Args:
+        image: Image embeddings [N, D], L2-normalised; row i belongs to row i of `text`.
+        text: Text embeddings [N, D], L2-normalised.
+        scale: Scalar, 1 / temperature.
+        bias: Scalar added to every logit; starts low, since most pairs do not match.
+        groups: As for `info_nce`.
+
+    Returns:
+        Scalar, the sum over all pairs divided by N, same dtype as `image`.
+
+    Raises:
+        ValueError: If the shapes differ or are empty.
+    """
+    _check_embeddings(image, text)
+    numbers = torch.arange(len(image), device=image.device) if groups is None else groups  # [N]
+    sign = (numbers[:, None] == numbers[None, :]).to(image.dtype) * 2 - 1  # [N, N]: 1 where they match, else -1
+    return -F.logsigmoid(sign * (scale * image @ text.mT + bias)).sum() / len(image)
+
+
+def _check_embeddings(image: Tensor, text: Tensor) -> None:
+    _check_pair("image embeddings", image, "text embeddings", text)
+    if image.ndim != 2:
+        raise ValueError(f"embeddings must be [N, D], got {list(image.shape)}")

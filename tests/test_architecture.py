@@ -16,8 +16,8 @@ ORDER = [
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
     {"findings", "learning", "hub"},
     {"session", "evaluation"},
-    {"report"},
-    {"page", "cli", "replay_cli", "__main__"},
+    {"report", "contrastive"},
+    {"page", "cli", "replay_cli", "pretraining_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -22,6 +22,7 @@ from fmclip.scans import Scan
 from fmclip.session import Finding, Session
 
 if TYPE_CHECKING:
+    from fmclip.contrastive.index import Index
     from fmclip.detectors import SyntheticExample
     from fmclip.regions import NormalRegion
     from fmclip.self_check import SelfCheck
@@ -64,6 +65,7 @@ class Visitor:
         regions: Parts of queries that the visitor calls normal.
         in_editor: The query that lies in the editor.
         has_example: Whether the scans are those of an example case.
+        index: Reports to search in, if the visitor brought some.
         download: The adapter as a file, for the download button.
         exports: Files of the report and of everything, by kind, once they were asked for.
         records: Records of the synthetic anomalies as a file, likewise.
@@ -101,6 +103,7 @@ class Visitor:
     regions: list[NormalRegion] = field(default_factory=list)
     in_editor: Scan | None = None
     has_example: bool = False
+    index: Index | None = None
     download: str | None = None
     exports: dict[str, str] = field(default_factory=dict)
     records: str | None = None

@@ -40,6 +40,7 @@ class Tower:
         kind: "transformer" (levels are blocks on one grid) or "cnn" (levels are scales).
         image_size: Side S of the input in pixels.
         paired: Whether image and text halves were trained together; if not, their cosine means nothing by itself.
+        tokenizer: open_clip tokenizer of the text half.
         text_width: Width D of image and text embeddings.
         token_width: Width of a token embedding.
     """
@@ -66,6 +67,7 @@ class Tower:
         if self.kind == "cnn":
             self._visual.to(memory_format=torch.channels_last)
         self._levels = default_levels(self.kind, self._all_levels)
+        self.tokenizer = tokenizer
         self._text = _text_encoder(model, tokenizer)
         self.token_width = self._text.token_width
         device = self._text.device
@@ -83,6 +85,16 @@ class Tower:
     def identity(self) -> str:
         """SHA-256 over architecture, input statistics and frozen weights; the same with and without LoRA."""
         return self._identity.digest()
+
+    @property
+    def model(self) -> Any:
+        """The open_clip model inside, to look into or, of a tower of one's own (`new_tower`), to train further."""
+        return self._model
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Architecture ("model", as in open_clip's JSON files) and input statistics ("mean", "std")."""
+        return copy.deepcopy(self._identity.description)
 
     @property
     def device(self) -> torch.device:
@@ -335,14 +347,14 @@ class Tower:
 class _Identity:
     """The digest of a model, computed when first asked for and shared by all towers around its weights."""
 
-    def __init__(self, model: nn.Module, description: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, description: dict[str, Any]) -> None:
         self._model = model
-        self._description = description
+        self.description = description
         self._digest = ""
 
     def digest(self) -> str:
         if not self._digest:
-            text = json.dumps(self._description, sort_keys=True, default=str)
+            text = json.dumps(self.description, sort_keys=True, default=str)
             sha = hashlib.sha256(text.encode())
             tensors = sorted(self._model.state_dict().items())
             with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: seconds less for a large tower

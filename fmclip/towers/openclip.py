@@ -97,7 +97,7 @@ def load_random(architecture: str) -> Tower:
     """Build a model with random weights, the same ones every time: for timing and tests.
 
     Args:
-        architecture: Name of an open_clip model, or "tiny" or "tiny-resnet".
+        architecture: Name of an open_clip model, "tiny" or "tiny-resnet", or the path of an open_clip JSON config.
 
     Returns:
         The tower, on the CPU; `paired` is False.
@@ -105,16 +105,17 @@ def load_random(architecture: str) -> Tower:
     Raises:
         TowerError: The name is unknown.
     """
-    import open_clip
-
-    tiny = architecture in TINY_CONFIGS
-    if not tiny:
-        check_architecture(architecture)
-    name = architecture if tiny else f"{architecture}:{RANDOM}"
-    config = TINY_CONFIGS[architecture] if tiny else open_clip.get_model_config(architecture)
-    model, tokenizer = _reach(name, lambda: (_build(config), _tokenizer_of(config)))
+    config: dict[str, Any]
+    statistics: dict[str, Any] = {}
+    if architecture in TINY_CONFIGS:
+        config, name = TINY_CONFIGS[architecture], architecture
+    else:
+        config, statistics, label = _read_config(architecture)
+        name = f"{label}:{RANDOM}"
+    located = _located(config, architecture)
+    model, tokenizer = _reach(name, lambda: (_build(located), _tokenizer_of(located)))
     randomise(model, torch.Generator().manual_seed(0))
-    return _tower(model, tokenizer, name=name, config=config, paired=False)
+    return _tower(model, tokenizer, name=name, config=config, paired=False, statistics=statistics)
 
 
 def load_file(architecture: str, weights: Path) -> Tower:
@@ -135,7 +136,8 @@ def load_file(architecture: str, weights: Path) -> Tower:
     keys = _stored_names(weights)
     config, statistics, label = _read_config(architecture)
     name = f"{label}:local"
-    model, tokenizer = _reach(name, lambda: (_build(config), _tokenizer_of(config)))
+    located = _located(config, architecture)
+    model, tokenizer = _reach(name, lambda: (_build(located), _tokenizer_of(located)))
     try:
         missing = open_clip.load_checkpoint(model, str(weights), strict=False).missing_keys
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
@@ -207,6 +209,15 @@ def _read_config(architecture: str) -> tuple[dict[str, Any], dict[str, Any], str
     return config, statistics, "config"
 
 
+def _located(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Find text halves that are named by a folder (".", "./text") beside the config; other names stay as they are."""
+    text = dict(config["text_cfg"])
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if str(text.get(key, "")).startswith("."):
+            text[key] = str(Path(architecture).parent / text[key])
+    return config | {"text_cfg": text}
+
+
 def _build(config: Mapping[str, Any]) -> nn.Module:
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
@@ -230,6 +241,9 @@ def _tokenizer_of(config: Mapping[str, Any]) -> Any:
     length = text.get("context_length", 77)
     if "hf_tokenizer_name" in text:
         extra = text.get("tokenizer_kwargs") or {}
+        local = Path(text["hf_tokenizer_name"]).is_dir()
+        if local:  # without this, transformers asks the hub about a folder too
+            extra = {"local_files_only": True, **extra}
         return HFTokenizer(
             text["hf_tokenizer_name"], context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **extra
         )

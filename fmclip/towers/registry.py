@@ -7,7 +7,8 @@
 | `hf-hub:org/model` | open_clip model on the Hugging Face hub, BiomedCLIP among them |
 | `ViT-L-14:WEIGHTS.safetensors` | open_clip model with a local file |
 | `CONFIG.json:WEIGHTS.safetensors` | any open_clip config with a local file; with a vision tower only, text is random |
-| `ViT-L-14:random` | random weights, for timing |
+| `FOLDER` | open_clip_config.json and model.safetensors, such as the result of `python -m fmclip pretrain` |
+| `ViT-L-14:random`, `CONFIG.json:random` | random weights, for timing, or to train from the start |
 | `tiny`, `tiny-resnet` | small random towers for tests |
 """
 
@@ -53,8 +54,16 @@ def get_tower(name: str = MINI, *, device: str | torch.device = "cpu") -> Tower:
         return _towers[key]
 
 
+def new_tower(name: str) -> Tower:
+    """Load a tower that nobody else has, on the CPU, so that it may be trained; see `get_tower` for the rest."""
+    return _load(_canonical(name))
+
+
 def _canonical(name: str) -> str:
     """Write the published weights out where the name leaves them open: "ViT-L-14" is "ViT-L-14:openai"."""
+    if name and Path(name).is_dir():
+        folder = Path(name) / "tower" if (Path(name) / "tower").is_dir() else Path(name)
+        return f"{folder / 'open_clip_config.json'}:{folder / 'model.safetensors'}"
     architecture, weights = _split(name)
     if weights or architecture == MINI or architecture in TINY_CONFIGS:
         return name
@@ -76,6 +85,8 @@ def _load(name: str) -> Tower:
         return openclip.load_hub(name)
     stem, json_suffix, rest = name.partition(".json:")
     architecture, weights = (stem + ".json", rest) if json_suffix else _split(name)
+    if weights == openclip.RANDOM and json_suffix:
+        return openclip.load_random(architecture)
     if json_suffix or _is_file_name(weights):
         return openclip.load_file(architecture, Path(weights))
     openclip.check_architecture(architecture)
