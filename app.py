@@ -158,14 +158,14 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             on(parts[f"case-{case.name}"].click, partial(handlers.load_case, case.name))
         checks = SetChecks(handlers)
         added = on(parts["reference_files"].upload, handlers.add_references, [parts["reference_files"], *reading])
-        on(added.then, checks.look)
+        on(added.then, checks.look, trigger_mode="always_last")  # the next upload may come while it looks
         folder = on(parts["reference_folder"].upload, handlers.add_references, [parts["reference_folder"], *reading])
-        on(folder.then, checks.look)
+        on(folder.then, checks.look, trigger_mode="always_last")
         for note in ("reference_note", "set_note"):
             on(parts[note].click, checks.drop, takes_event=True)
         on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")
         for name in ("remove_suspects", "remove_marked"):
-            on(on(parts[name].click, getattr(handlers, name)).then, checks.look)
+            on(on(parts[name].click, getattr(handlers, name)).then, checks.look, trigger_mode="always_last")
         on(parts["clear_references"].click, handlers.clear_references)
         connect_teaching(parts, Teaching(handlers), reading)
         on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
