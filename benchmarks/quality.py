@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fmclip.detectors import DETECTORS
+from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError
 from fmclip.evaluation import (
     Half,
@@ -28,7 +29,6 @@ from fmclip.evaluation import (
     run_plan,
 )
 from fmclip.evaluation.tables import markdown
-from fmclip.session import resolve_device
 from fmclip.towers import get_tower
 
 KS = (4, 8, 16, 32)

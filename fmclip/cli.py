@@ -20,6 +20,7 @@ from rich.table import Table
 from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
+from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
 from fmclip.evaluation.tables import percent
@@ -28,7 +29,7 @@ from fmclip.report import RunRecord, ScanRecord, write_report
 from fmclip.report.dicom import can_export, save_secondary_capture, save_segmentation
 from fmclip.report.files import save_nifti
 from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
-from fmclip.session import Finding, resolve_device
+from fmclip.session import Finding
 from fmclip.towers import Tower, get_tower
 
 app = typer.Typer(

@@ -16,9 +16,9 @@ from fmclip.contrastive.figures import draw_run
 from fmclip.contrastive.index import load_index
 from fmclip.contrastive.logs import EpochDone, StepDone
 from fmclip.contrastive.runs import embed_scan, evaluate_run, find_checkpoint, load_run, pretrain, run_folder, run_tower
+from fmclip.devices import resolve_device
 from fmclip.errors import PairError
 from fmclip.scans import read_scan
-from fmclip.session import resolve_device
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: results/NAME.")]
 

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fmclip.cli import DeviceName, _progress, _readable_errors, _shown_on, _warn, app
+from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError
 from fmclip.report import RunRecord
 from fmclip.report import replay as replay_run
 from fmclip.scans import find_scan_files
-from fmclip.session import resolve_device
 from fmclip.towers import get_tower
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError, NotFittedError
 from fmclip.findings import Adapted as Adapted
 from fmclip.findings import Finding as Finding
@@ -49,15 +50,6 @@ if TYPE_CHECKING:
 LearnCall: TypeAlias = Callable[[Job, StopSignal], Iterator[LearnEvent]]
 AnswerCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[Scan]], list[Prediction]]"
 ExtendCall: TypeAlias = "Callable[[Adapter, str, str, Sequence[NormalRegion], int], Adapter]"
-
-
-def resolve_device(device: str = "auto") -> str:
-    """Name the device to use: "auto" is a GPU when there is one."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Session:
@@ -314,24 +306,12 @@ class Session:
         return explain_spot(*where, scan, x, y, references=self.references, regions=marked, count=count)
 
     def attention(self, scan: Scan) -> np.ndarray:
-        """Where the image tower looks: [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.attention_map`.
-
-        Raises:
-            NotFittedError: Nothing was learned or loaded yet.
-            TowerError: The tower is a CNN, as the embedded one is.
-        """
-        adapter, _ = self._require_state()
-        return look_at(adapter, self.tower, self.device, scan, words=False)
+        """Where the image tower looks: [H, W] in [0, 1] on the scan's pixels; raises as `explain.attention_map`."""
+        return look_at(self._require_state()[0], self.tower, self.device, scan, words=False)
 
     def grad_cam(self, scan: Scan) -> np.ndarray:
-        """What speaks for "abnormal": [H, W] in [0, 1] on the scan's pixels, see `fmclip.explain.words_map`.
-
-        Raises:
-            NotFittedError: Nothing was learned or loaded yet.
-            TowerError: The tower's halves were never trained together.
-        """
-        adapter, _ = self._require_state()
-        return look_at(adapter, self.tower, self.device, scan, words=True)
+        """What speaks for "abnormal": [H, W] in [0, 1] on the scan's pixels; raises as `explain.words_map`."""
+        return look_at(self._require_state()[0], self.tower, self.device, scan, words=True)
 
     def save(self, path: Path | str, name: str = "") -> None:
         """Write the adapter to one safetensors file, with what the person calls it.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from html import escape
 
+from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError
 from fmclip.learning import load_tower
 from fmclip.page.gpu import lends_gpu
-from fmclip.session import resolve_device
 
 
 class TowerLoader:
