@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,7 +32,6 @@ VIEWS = ("img_frontal", "img_lateral", "frontal", "lateral", "image", "images")
 STUDY_FIELDS = ("patient_id", "patientid", "subject_id", "uid", "study_id", "id")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report is longer than 128 KiB nowhere, but some columns are
 
 
 def list_pairs(config: PairsConfig) -> Iterator[Pair]:
