@@ -271,7 +271,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: D
         return
     try:
         views = default_views(tower.grids, getattr(config, "levels", ()))
-    except TowerError as error:
+    except (TowerError, TypeError, IndexError) as error:  # also what is no index at all
         raise CheckpointError(f"The adapter looks at levels that its tower does not have. {_DAMAGED}") from error
     pictures = references * (1 + getattr(config, "copies", 0))
     patches = shapes.get("memory.owner", ())
