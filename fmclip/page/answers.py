@@ -100,15 +100,15 @@ def closer(visitor: Visitor, selected: Finding) -> Updates:
     marks = html.enumerate_labels([region.scan.label for region in session.regions])
     later = html.enumerate_labels([one.scan.label for one in visitor.regions if one not in session.regions])
     told = html.note(f"Regions called normal: on {marks}.") if marks else ""
-    told += html.note(f"Called normal, for an adapter with a patch memory to be learned next: on {later}.") if later else ""
+    told += (
+        html.note(f"Called normal, for an adapter with a patch memory to be learned next: on {later}.") if later else ""
+    )
     return {
         "spot": explaining.clickable(selected, *look, why),
         "why": explaining.answer(why),
         "maps": explaining.maps(selected, *look, why),
         "normal_scan": gr.update(value=f"All of {selected.label} is normal"),
-        "normal_contours": gr.update(
-            interactive=not session.is_adapting and bool((selected.map > threshold).any())
-        ),
+        "normal_contours": gr.update(interactive=not session.is_adapting and bool((selected.map > threshold).any())),
         "marks": told,
         "take_back": gr.update(visible=bool(told)),
     }

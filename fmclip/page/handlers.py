@@ -163,13 +163,13 @@ class Handlers:
     def remove_marked(self, token: str) -> Updates:
         """Take the selected reference scans away."""
         visitor = self._idle(token)
-        return self._remove(visitor, [scan for scan in visitor.references if scan in visitor.marked])
+        return references.remove(visitor, [scan for scan in visitor.references if scan in visitor.marked])
 
     @guarded("reference_note")
     def remove_suspects(self, token: str) -> Updates:
         """Take away what the warnings name: copies, flat scans, outliers."""
         visitor = self._idle(token)
-        return self._remove(visitor, visitor.suspects)
+        return references.remove(visitor, visitor.suspects)
 
     @guarded("reference_note")
     def clear_references(self, token: str) -> Updates:
@@ -355,16 +355,6 @@ class Handlers:
         if visitor.session.is_adapting:
             raise FmclipError("The reference scans are being learned from: wait, or press Stop before you change them.")
         return visitor
-
-    def _remove(self, visitor: Visitor, scans: Sequence[Any]) -> Updates:
-        names = html.enumerate_labels([scan.label for scan in scans])
-        references.remove(visitor, scans)
-        warnings = references.check(visitor)
-        removed = f"Removed {names}. Adapt again to learn without." if names else ""
-        return {
-            "reference_note": html.note(removed, "warning" if warnings else "info", warnings),
-            **references.show(visitor),
-        }
 
     def buttons(self, *, busy: bool) -> Updates:
         """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
