@@ -361,7 +361,7 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
 
     def listen(event: Event) -> None:
         nonlocal are_marked
-        if not are_marked and isinstance(event, StageStarted) and isinstance(detector, HasPatchMemory):
+        if not are_marked and isinstance(event, StageStarted) and hasattr(detector, "memory_"):
             mark_normal(detector, job.regions)  # the training goes on against the memory that it began with
             are_marked = True
         if isinstance(event, Ready):

@@ -100,9 +100,7 @@ def closer(visitor: Visitor, selected: Finding) -> Updates:
     marks = html.enumerate_labels([region.scan.label for region in session.regions])
     later = html.enumerate_labels([one.scan.label for one in visitor.regions if one not in session.regions])
     told = html.note(f"Regions called normal: on {marks}.") if marks else ""
-    told += (
-        html.note(f"Called normal, for an adapter with a patch memory to be learned next: on {later}.") if later else ""
-    )
+    told += html.note(f"Called normal, for the next adapter with a patch memory: on {later}.") if later else ""
     return {
         "spot": explaining.clickable(selected, *look, why),
         "why": explaining.answer(why),

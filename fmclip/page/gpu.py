@@ -34,8 +34,12 @@ START_SECONDS = 20.0
 """Allowed for the fork, for moving the tower and for the memory of the references."""
 
 _SYNTHETIC_SECONDS, _STAGE2_SECONDS, _STAGE3_SECONDS, _SCAN_SECONDS = 0.05, 0.02, 0.25, 0.2  # each, for a large tower
-_STEP_SECONDS = {"synthetic": _SYNTHETIC_SECONDS, "features": _SYNTHETIC_SECONDS, "stage 3": _STAGE3_SECONDS}
-"""Of stages by how they begin; all others are as quick as stage 2, on features that were computed before."""
+_STEP_SECONDS = {
+    "synthetic": _SYNTHETIC_SECONDS,
+    "features": _SYNTHETIC_SECONDS,
+    **dict.fromkeys(("stage 3", "training", "scores"), _STAGE3_SECONDS),
+}
+"""Of stages by how they begin, as if each ran the tower; stage 2 reads features that were computed before."""
 _TRAINS = ("stage", "training")
 """How stages begin that end in a good state."""
 _NOT_LENT = (
@@ -73,7 +77,9 @@ def learn_seconds(there: str, job: Job, stop: StopSignal | None = None) -> int:
     from fmclip.self_check import ANOMALIES, BUDGET_SECONDS, NORMALS
 
     plan = job.plan()
-    states = 1 + sum(stage.startswith(_TRAINS) for stage, _ in plan)
+    states = (
+        1 + sum(stage.startswith(_TRAINS) for stage, _ in plan) + any(stage.startswith("scores") for stage, _ in plan)
+    )
     seconds = START_SECONDS + sum(_rate(stage) * steps for stage, steps in plan)
     seconds += _SYNTHETIC_SECONDS * (ANOMALIES + NORMALS) + _SCAN_SECONDS * len(job.regions) * states
     seconds += states * (BUDGET_SECONDS + _SCAN_SECONDS * (len(job.normals) + len(job.queries)))
