@@ -31,6 +31,11 @@ TEXTS = (
 )
 """Parts of the page that tell or show something of a visitor, and are empty for a new one."""
 
+DELETED = (
+    "All scans, maps and the adapter of this session are deleted. Pictures that the viewer has shown, or that were "
+    "painted on, leave the page's cache within 70 minutes."
+)
+
 
 class Keeping(HandlerGroup):
     """What outlives a reload, and what leaves the page."""
@@ -76,7 +81,7 @@ class Keeping(HandlerGroup):
             **references.show(visitor),
             **pacing.show(visitor),
             **answers.hold(visitor),
-            "status": html.note("All scans, maps and the adapter of this session are deleted.", "good"),
+            "status": html.note(DELETED, "good"),
         }
 
     @guarded("status")
