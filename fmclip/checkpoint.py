@@ -271,11 +271,11 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: D
         return
     try:
         views = default_views(tower.grids, getattr(config, "levels", ()))
-    except TowerError as error:
+        rows, columns = min(tower.grids[view.level] for view in views)
+    except (TowerError, TypeError, IndexError) as error:  # also what is no index at all
         raise CheckpointError(f"The adapter looks at levels that its tower does not have. {_DAMAGED}") from error
     pictures = references * (1 + getattr(config, "copies", 0))
     patches = shapes.get("memory.owner", ())
-    rows, columns = min(tower.grids[view.level] for view in views)
     fits = len(patches) == 1 and references <= patches[0] <= (pictures + MAX_REGIONS) * rows * columns
     fits = fits and shapes.get("memory.place") == patches
     fits = fits and shapes.get("memory.scale") == shapes.get("memory.level") == (len(views),)

@@ -318,7 +318,7 @@ def _work(job: Job, put: Put, ended: Ended) -> None:
 
 
 def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
-    from fmclip.detectors import DETECTORS, Ready
+    from fmclip.detectors import DETECTORS, Ready, StageStarted
     from fmclip.explain import HasPatchMemory
     from fmclip.regions import mark_normal
     from fmclip.self_check import HeldOut, check
@@ -328,6 +328,7 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
     detector: Any = kind(tower, job.config())
     held: HeldOut | None = None
     last: Adapter | None = None
+    are_marked = job.start is None or not job.regions  # a fresh fit marks them when its memory is ready
 
     def go_on() -> bool:
         if not ended.is_set():
@@ -359,6 +360,10 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
                 put(found)
 
     def listen(event: Event) -> None:
+        nonlocal are_marked
+        if not are_marked and isinstance(event, StageStarted) and hasattr(detector, "memory_"):
+            mark_normal(detector, job.regions)  # the training goes on against the memory that it began with
+            are_marked = True
         if isinstance(event, Ready):
             settle(event)
         else:

@@ -61,7 +61,7 @@ def mark_normal(detector: Detector, regions: Sequence[NormalRegion], *, keep: in
         Patches that joined.
 
     Raises:
-        FmclipError: The detector compares no patches, or there are too many regions.
+        FmclipError: The detector compares no patches, there are too many regions, or one reaches no patch.
     """
     if not isinstance(detector, HasPatchMemory):
         raise FmclipError(
@@ -76,13 +76,19 @@ def mark_normal(detector: Detector, regions: Sequence[NormalRegion], *, keep: in
         pixels, content, _ = to_pixels([region.scan], detector.tower)
         features = detector.patch_features(pixels)
         grid = min((int(features[view.level].shape[-2]), int(features[view.level].shape[-1])) for view in memory.views)
-        square = to_pixels([Scan(region.mask.astype(np.float32))], detector.tower)[0][:, :1]  # [1, 1, S, S]
-        memory = memory.with_region(features, _chosen(square, patch_content(content, grid)))
+        memory = memory.with_region(features, _chosen(region, detector, patch_content(content, grid)))
     detector.memory_ = memory
     return len(memory.owner) - before
 
 
-def _chosen(square: Tensor, inside: Tensor) -> Tensor:
-    """Patches [1, h, w] that a mask [1, 1, S, S] marks, of those inside the scan [1, h, w]."""
-    share = F.adaptive_avg_pool2d(square, (inside.shape[1], inside.shape[2]))[:, 0] * inside  # [1, h, w]
-    return inside & (share >= share.amax().clamp(1e-6, PAINTED_SHARE))
+def _chosen(region: NormalRegion, detector: Detector, inside: Tensor) -> Tensor:
+    """Patches [1, h, w] that a region marks, of those inside the scan [1, h, w]; its neighbours if it lies between."""
+    square = to_pixels([Scan(region.mask.astype(np.float32))], detector.tower)[0][:, :1]  # [1, 1, S, S]
+    painted = F.adaptive_avg_pool2d(square, (inside.shape[1], inside.shape[2]))[:, 0]  # [1, h, w]
+    share = painted * inside
+    if share.amax() > 0:
+        return inside & (share >= share.amax().clamp(max=PAINTED_SHARE))
+    chosen = inside & (F.max_pool2d((painted > 0).float(), 3, stride=1, padding=1) > 0)
+    if not chosen.any():
+        raise FmclipError(f"The marked region lies on the rim of {region.scan.label}, or is tiny: mark a larger one.")
+    return chosen

@@ -21,6 +21,7 @@ from fmclip.findings import Adapted as Adapted
 from fmclip.findings import Finding as Finding
 from fmclip.findings import Preview as Preview
 from fmclip.findings import SessionEvent as SessionEvent
+from fmclip.in_use import InUse
 from fmclip.learning import (
     Adapter,
     Job,
@@ -77,13 +78,11 @@ class Session:
         self._learn = learn_call
         self._answer = answer_call
         self._extend = extend_call
-        self._running = threading.Lock()
+        self._running, self._installing = threading.Lock(), threading.Lock()
+        self._closed = False
         self._stop: StopSignal | None = None
         self._unfinished: tuple[Job, Training] | None = None
-        self._state: tuple[Adapter, Calibration] | None = None  # one value, so that a query never sees half of it
-        self._learned_from: tuple[str, tuple[Scan, ...]] = ("", ())  # key of an adapter, and its references
-        self._regions: tuple[NormalRegion, ...] = ()  # that joined what was learned
-        self._regions_from_file = 0
+        self._state: InUse | None = None
         self.warnings: tuple[ReferenceWarning, ...] = ()
 
     @property
@@ -109,28 +108,27 @@ class Session:
     @property
     def window(self) -> str | None:
         """Name of the window that the adapter's references were read with; None if there is none or it is not known."""
-        return self._state[0].window if self._state else None
+        return self._state.adapter.window if self._state else None
 
     @property
     def calibration(self) -> Calibration | None:
         """Threshold and reference scores; None before the first good state."""
-        return self._state[1] if self._state else None
+        return self._state.calibration if self._state else None
 
     @property
     def adapter_key(self) -> str:
         """Name of the adapter in use, for telling whose a finding is; "" before the first good state."""
-        return self._state[0].key if self._state else ""
+        return self._state.adapter.key if self._state else ""
 
     @property
     def regions(self) -> tuple[NormalRegion, ...]:
         """Regions that this session's person called normal and that the adapter in use takes into account."""
-        return self._regions
+        return self._state.regions if self._state else ()
 
     @property
     def detector(self) -> Detector:
         """A detector with what was learned, for the checkpoint."""
-        adapter, _ = self._require_state()
-        return adapter.build(self.tower, self.device)
+        return self._require_state().adapter.build(self.tower, self.device)
 
     def adapt(
         self,
@@ -203,7 +201,7 @@ class Session:
             raise FmclipError("There is no training to go on with: press Adapt first.")
         job, training = self._unfinished
         times = job.times + 1 if training.is_over else job.times
-        yield from self._run(replace(job, queries=preview_queries, regions=self._regions, start=training, times=times))
+        yield from self._run(replace(job, queries=preview_queries, regions=self.regions, start=training, times=times))
 
     @property
     def unfinished(self) -> tuple[tuple[Scan, ...], Training] | None:
@@ -219,7 +217,7 @@ class Session:
             stop = self._stop = StopSignal()
             try:
                 tracker = Tracker(time.monotonic(), what=(job.tower, job.device, job.method), plan=job.plan())
-                self._unfinished = None
+                self._unfinished = self._unfinished if job.start else None  # a Stop may come before the first step
                 yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
                 warnings = tuple(check_references(job.normals, scores))
@@ -249,10 +247,10 @@ class Session:
         Raises:
             NotFittedError: Nothing was learned or loaded yet.
         """
-        adapter, calibration = self._require_state()
-        predictions = self._answer(adapter, self.tower, self.device, list(scans))
+        state = self._require_state()
+        predictions = self._answer(state.adapter, self.tower, self.device, list(scans))
         pairs = zip(scans, predictions, strict=True)
-        return [Finding.of(scan, prediction, calibration, adapter.key) for scan, prediction in pairs]
+        return [Finding.of(scan, prediction, state.calibration, state.adapter.key) for scan, prediction in pairs]
 
     def mark_normal(self, regions: Sequence[NormalRegion]) -> None:
         """Let regions join what was learned, in place of those that were marked before; nothing is trained again.
@@ -269,20 +267,16 @@ class Session:
         if not self._running.acquire(blocking=False):
             raise FmclipError("This session is adapting: wait, or press Stop before you mark anything as normal.")
         try:
-            adapter, calibration = self._require_state()
-            references = self.references
-            extended = self._extend(adapter, self.tower, self.device, tuple(regions), self._regions_from_file)
-            self._replace(extended, calibration)
-            self._learned_from, self._regions = (extended.key, references), tuple(regions)
+            state = self._require_state()
+            extended = self._extend(state.adapter, self.tower, self.device, tuple(regions), state.regions_from_file)
+            self._install(replace(state, adapter=extended, regions=tuple(regions)))
         finally:
             self._running.release()
 
     @property
     def references(self) -> tuple[Scan, ...]:
         """The scans that the adapter in use was learned from; () for one from a file, which holds no pictures."""
-        adapter, _ = self._require_state()
-        key, scans = self._learned_from
-        return scans if key == adapter.key else ()
+        return self._require_state().references
 
     def explain(self, scan: Scan, x: float, y: float, *, count: int = 3) -> Explanation:
         """Say why a spot of a scan is as odd as it is: the reference patches it was compared with, and the maps.
@@ -300,18 +294,18 @@ class Session:
             NotFittedError: Nothing was learned or loaded yet.
             FmclipError: The method compares no patches, or the spot lies outside the scan.
         """
-        adapter, _ = self._require_state()
-        where = adapter, self.tower, self.device
-        marked = [region.scan for region in self._regions]
-        return explain_spot(*where, scan, x, y, references=self.references, regions=marked, count=count)
+        state = self._require_state()
+        where = state.adapter, self.tower, self.device
+        marked = [region.scan for region in state.regions]
+        return explain_spot(*where, scan, x, y, references=state.references, regions=marked, count=count)
 
     def attention(self, scan: Scan) -> np.ndarray:
         """Where the image tower looks: [H, W] in [0, 1] on the scan's pixels; raises as `explain.attention_map`."""
-        return look_at(self._require_state()[0], self.tower, self.device, scan, words=False)
+        return look_at(self._require_state().adapter, self.tower, self.device, scan, words=False)
 
     def grad_cam(self, scan: Scan) -> np.ndarray:
         """What speaks for "abnormal": [H, W] in [0, 1] on the scan's pixels; raises as `explain.words_map`."""
-        return look_at(self._require_state()[0], self.tower, self.device, scan, words=True)
+        return look_at(self._require_state().adapter, self.tower, self.device, scan, words=True)
 
     def save(self, path: Path | str, name: str = "") -> None:
         """Write the adapter to one safetensors file, with what the person calls it.
@@ -321,8 +315,9 @@ class Session:
         """
         from fmclip.checkpoint import save_adapter
 
-        adapter, calibration = self._require_state()
-        save_adapter(Path(path), adapter.build(self.tower, self.device), calibration, window=adapter.window, name=name)
+        state = self._require_state()
+        detector, window = state.adapter.build(self.tower, self.device), state.adapter.window
+        save_adapter(Path(path), detector, state.calibration, window=window, name=name)
 
     def load(self, path: Path | str) -> None:
         """Take an adapter from a file; if it is refused, the one in use stays.
@@ -338,9 +333,10 @@ class Session:
         try:
             tower = load_tower(self.tower, self.device)
             detector, calibration = load_adapter(Path(path), device=self.device, tower=tower)
-            self._replace(Adapter.of(detector, read_window(Path(path))), calibration)
             memory = getattr(detector, "memory_", None)
-            self._regions, self._regions_from_file = (), memory.regions if memory is not None else 0
+            adapter = Adapter.of(detector, read_window(Path(path)))
+            from_file = memory.regions if memory is not None else 0
+            self._install(InUse(adapter, calibration, regions_from_file=from_file))
             self.warnings, self._unfinished = (), None
         finally:
             self._running.release()
@@ -348,9 +344,11 @@ class Session:
     def close(self) -> None:
         """Stop, and let go of everything."""
         self.stop()
-        self._unfinished = None
-        self._replace(None, None)
-        self._learned_from, self._regions = ("", ()), ()
+        with self._installing:
+            self._closed = True
+            former, self._state, self._unfinished = self._state, None, None
+        if former is not None:
+            forget(former.adapter)
 
     def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
@@ -360,19 +358,19 @@ class Session:
 
         calibration = self.calibration
         for event in events:
+            if self._closed:
+                return
             if isinstance(event, Learned):
                 calibration = Calibration.from_scores(event.adapter.reference_scores)
-                self._replace(event.adapter, calibration)
-                self._learned_from = event.adapter.key, tuple(job.normals)
-                self._regions, self._regions_from_file = tuple(job.regions), 0
+                regions = tuple(job.regions) if "memory.owner" in event.adapter.state else ()
+                self._install(InUse(event.adapter, calibration, tuple(job.normals), regions))
                 tracker.learned = event.stage
             elif isinstance(event, Training):
                 self._unfinished = job, event
             elif isinstance(event, Mapped) and calibration is not None:
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]
-                key = self.adapter_key
-                findings = tuple(Finding.of(scan, found[scan.digest], calibration, key) for scan in mapped)
+                findings = tuple(Finding.of(one, found[one.digest], calibration, self.adapter_key) for one in mapped)
                 yield Preview(event.stage, findings)
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")
@@ -385,12 +383,16 @@ class Session:
                 yield event
         tracker.finish()
 
-    def _replace(self, adapter: Adapter | None, calibration: Calibration | None) -> None:
-        former, self._state = self._state, (adapter, calibration) if adapter and calibration else None
+    def _install(self, state: InUse) -> None:
+        """Make an adapter the one in use; a session that was closed meanwhile takes none."""
+        with self._installing:
+            if self._closed:
+                return
+            former, self._state = self._state, state
         if former is not None:
-            forget(former[0])
+            forget(former.adapter)
 
-    def _require_state(self) -> tuple[Adapter, Calibration]:
+    def _require_state(self) -> InUse:
         if self._state is None:
             raise NotFittedError("Nothing was learned yet: adapt to normal reference scans, or load an adapter, first.")
         return self._state

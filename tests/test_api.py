@@ -69,6 +69,8 @@ def test_the_same_scans_and_seed_give_the_same_answer_and_uploads_are_gone(servi
         ({"preset": "paper"}, "where there is a GPU"),
         ({"slices": "x"}, "whole number"),
         ({"window": "x"}, "no such window"),
+        ({"seed": float("nan")}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
         ({"method": "zero_shot"}, "never trained together"),
     ],
 )

@@ -15,6 +15,7 @@ ORDER = [
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
     {"findings", "learning", "hub"},
+    {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive"},
     {"page", "cli", "replay_cli", "pretraining_cli", "__main__"},

@@ -304,6 +304,16 @@ def test_settings_out_of_range_are_refused_by_name_before_a_tensor_is_loaded(fus
             load_adapter(fusion_adapter)
 
 
+@pytest.mark.parametrize("levels", [[0.5], ["a"], [99]])
+def test_levels_that_a_tower_cannot_have_are_refused(tiny_tower, scans, tmp_path, levels):
+    detector = fmclip.detectors.DETECTORS["patch_memory"](tiny_tower).fit(scans)
+    path = tmp_path / "memory.safetensors"
+    save_adapter(path, detector, Calibration.from_scores(detector.reference_scores_))
+    _rewrite(path, config=_edited(path, "config", levels=levels))
+    with pytest.raises(CheckpointError, match="levels that its tower does not have"):
+        load_adapter(path, tower=tiny_tower)
+
+
 @pytest.mark.parametrize("preset", ["fast", "full", "paper"])
 def test_all_presets_lie_within_the_limits(adapter, preset):
     for method in fmclip.detectors.DETECTORS.keys() - {MeanImage.name}:

@@ -129,12 +129,30 @@ def test_a_reload_in_the_middle_of_a_training_stops_it_and_leaves_it_to_be_resum
 def test_everything_is_deleted_at_once_when_asked(page, keeping, visitors, cache):
     key = adapted(page, keeping, cache)["key"]
     download = Path(visitors.get(ME).download)
+    former = visitors.get(ME)
     after = shown(keeping.forget(ME))
     assert after["references"] == ""
+    assert after["slider"]["value"] is None
+    assert after["normal_editor"] == {**after["normal_editor"], "value": None, "visible": False}
+    assert all(after[part] == "" for part in ("why_note", "normal_note", "export_note", "hub_note", "cards", "verdict"))
+    assert after["method"]["value"] == visitors.get(ME).method == "fusionmedclip"
+    with pytest.raises(FmclipError, match="Nothing was learned"):
+        page.offer_download(former)
+    late = uploads.new_file(".pdf")
+    with former.writing(late):
+        late.write_bytes(b"late")
+    assert not list(cache.rglob("*.pdf")) + list(cache.rglob("*.safetensors"))
     assert not download.exists()
     assert visitors.get(ME).references == []
     assert after["key"] != key
     assert visitors.welcome("back", key)[1] is False
+
+
+def test_leaving_the_name_as_it_is_writes_no_new_file(page, keeping, visitors, cache):
+    adapted(page, keeping, cache)
+    before = visitors.get(ME).download
+    assert "download" not in shown(keeping.name_adapter("", ME))
+    assert visitors.get(ME).download == before
 
 
 def test_an_adapter_keeps_its_name_and_no_name_can_be_a_path(page, keeping, visitors, cache, tmp_path):

@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from forked_gpu import fake_spaces
 
-from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
+from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step, Training
 from fmclip.detectors import fusionmedclip as fusion
+from fmclip.detectors.training import STAGE3
 from fmclip.errors import FmclipError
 from fmclip.learning import Job
 from fmclip.page import gpu
 from fmclip.regions import NormalRegion
 from fmclip.scans import Scan
+from fmclip.self_check import BUDGET_SECONDS
 from fmclip.session import Adapted, Preview, Progress, Session
 
 
@@ -147,6 +150,17 @@ def test_more_references_longer_presets_and_queries_ask_for_more_time():
     seconds = [gpu.learn_seconds("cuda", one) for one in [job, *longer]]
     assert seconds == sorted(set(seconds))
     assert seconds[0] < 60
+
+
+def test_more_steps_and_what_is_left_of_a_training_ask_for_their_own_time(asked):
+    state = {}, {}, torch.empty(0), torch.empty(0)
+    job = Job("tiny", "cpu", "fusionmedclip", "full", "scan", 0, make_scans(1, 32))
+    nearly_over = replace(job, start=Training(STAGE3, 70, 80, True, *state))
+    over = replace(job, start=Training(STAGE3, 80, 80, True, *state))
+    longer = replace(over, times=8)
+    whole, little, much = (gpu.learn_seconds("cuda", one) for one in (job, nearly_over, longer))
+    assert little < whole < much
+    assert gpu.learn_seconds("cuda", replace(job, method="patch_memory")) > BUDGET_SECONDS
 
 
 def test_elsewhere_nothing_is_forked():

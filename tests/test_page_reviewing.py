@@ -217,6 +217,52 @@ def test_a_painted_region_joins_and_the_next_adaptation_keeps_it(reviewing, hand
     assert visitors.get(ME).session.regions == ()
 
 
+def test_marks_stay_in_sight_and_can_be_taken_back_after_the_references_are_gone(reviewing, handlers, visitors):
+    before = visitors.get(ME).findings[1].map
+    shown(reviewing.contours_are_normal(ME))
+    handlers.clear_references(ME)
+    page = handlers_select(reviewing, 0)
+    assert "on scan 2" in page["marks"]
+    assert page["take_back"]["visible"] is True
+    shown(reviewing.take_back(ME))
+    np.testing.assert_array_equal(visitors.get(ME).findings[1].map, before)
+
+
+def test_a_mark_that_the_adapter_in_use_cannot_obey_can_be_taken_back(reviewing, handlers, visitors):
+    shown(reviewing.contours_are_normal(ME))
+    visitors.get(ME).method = "cosine"
+    page = shown(handlers.adapt(*TRAINING, ME))
+    assert "for the next adapter with a patch memory: on scan 2" in page["marks"]
+    page = shown(reviewing.take_back(ME))
+    assert "taken back" in page["normal_note"]
+    assert page["marks"] == ""
+    assert visitors.get(ME).regions == []
+
+
+def test_a_scan_joins_only_the_references_that_the_adapter_was_learned_from(reviewing, handlers, visitors, tmp_path):
+    path = handlers.offer_download(visitors.get(ME))["download"]["value"]
+    shown(handlers.load_adapter(path, ME))
+    key = visitors.get(ME).session.adapter_key
+    page = shown(reviewing.scan_is_normal(*TRAINING, ME))
+    assert "not learned from the reference scans of step 1" in page["normal_note"]
+    assert len(visitors.get(ME).references) == 4
+    assert visitors.get(ME).session.adapter_key == key
+
+
+def test_an_answer_of_a_former_adapter_is_dropped(reviewing, visitors, monkeypatch):
+    session = visitors.get(ME).session
+    explain = session.explain
+
+    def overtaken(*arguments):
+        told = explain(*arguments)
+        session.mark_normal([])
+        return told
+
+    monkeypatch.setattr(session, "explain", overtaken)
+    assert "ask again" in shown(reviewing.ask_highest(ME))["why_note"]
+    assert visitors.get(ME).why is None
+
+
 def test_an_empty_painting_is_refused_and_nothing_changes(reviewing, visitors):
     reviewing.open_editor(ME)
     before = visitors.get(ME).session.adapter_key

@@ -109,6 +109,20 @@ def test_a_method_without_a_memory_says_what_to_do_instead_and_goes_on_answering
     assert not session.is_adapting
 
 
+def test_a_method_without_a_memory_takes_no_region_into_account(session):
+    list(session.adapt(NORMALS, method="cosine", regions=[region(ODD, LEFT)]))
+    assert session.regions == ()
+
+
+def test_a_strip_at_the_rim_of_a_letterboxed_scan_chooses_the_patches_beside_it(tiny_tower):
+    detector = DETECTORS["patch_memory"](tiny_tower).fit(NORMALS)
+    wide = Scan(ODD.pixels[:36], "scan 9")  # its last rows reach less than half into a row of patches
+    mask = np.zeros((36, SIDE), bool)
+    mask[-1, 10:30] = True
+    assert mark_normal(detector, [NormalRegion(wide, mask)]) > 0
+    assert detector.memory_.regions == 1
+
+
 def test_a_mask_that_marks_nothing_or_lies_on_other_pixels_is_refused():
     with pytest.raises(FmclipError, match="Nothing is marked"):
         NormalRegion(ODD, np.zeros((SIDE, SIDE), bool))

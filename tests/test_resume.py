@@ -16,6 +16,7 @@ from fmclip.page import uploads
 from fmclip.page.handlers import Handlers
 from fmclip.page.teaching import Teaching
 from fmclip.page.visitors import Visitors
+from fmclip.regions import NormalRegion
 from fmclip.session import Progress, Session
 
 CONFIG = FusionMedCLIPConfig(stage2_epochs=6, stage3_epochs=0, pool_size=16, batch_size=4, block_dropout=0.0)
@@ -153,6 +154,36 @@ def test_a_session_goes_on_after_a_stop_and_for_longer_after_the_end(quick, monk
     assert session.detector.config.stage2_epochs == 300
     assert estimate_seconds("tiny", "cpu", "fusionmedclip", "fast", 4) > 0
     assert estimate_seconds("tiny", "cpu", "cosine", "fast", 4) is None
+
+
+def stopped_in_stage_2(session: Session, normals, **options) -> None:
+    for one in session.adapt(normals, preset="fast", **options):
+        if isinstance(one, Progress) and one.stage == STAGE2 and one.step:
+            session.stop()
+
+
+def test_a_stop_before_the_first_step_of_a_resumed_training_leaves_it_to_be_resumed_again(quick, monkeypatch):
+    monkeypatch.setitem(fusionmedclip.PRESETS["fast"], "stage2_epochs", 150)
+    normals, session = [normal_scan(seed) for seed in range(4)], Session("tiny", "cpu")
+    stopped_in_stage_2(session, normals)
+    before = session.unfinished
+    for _ in session.go_on():
+        session.stop()
+    assert session.unfinished[0] == before[0]
+    assert session.unfinished[1].step == before[1].step
+
+
+def test_a_resumed_training_keeps_the_regions_that_are_normal_from_its_first_step(quick, monkeypatch):
+    monkeypatch.setitem(fusionmedclip.PRESETS["fast"], "stage2_epochs", 150)
+    normals, odd = [normal_scan(seed) for seed in range(4)], normal_scan(9)
+    mask = np.zeros((odd.height, odd.width), bool)
+    mask[8:40, 8:40] = True
+    session, whole, regions = Session("tiny", "cpu"), Session("tiny", "cpu"), [NormalRegion(odd, mask)]
+    stopped_in_stage_2(session, normals, regions=regions)
+    assert not session.unfinished[1].is_over
+    list(session.go_on())
+    list(whole.adapt(normals, preset="fast", regions=regions))
+    np.testing.assert_array_equal(session.query([odd])[0].map, whole.query([odd])[0].map)
 
 
 def test_a_plan_that_goes_on_holds_what_is_left(quick):

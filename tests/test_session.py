@@ -354,6 +354,16 @@ def test_a_refused_adapter_file_leaves_the_session_as_it_was(tmp_path):
     assert session.query(make_scans(9, 1))
 
 
+def test_a_session_that_is_closed_in_the_middle_of_a_fit_takes_nothing_any_more():
+    session = Session("tiny", "cpu")
+    events = session.adapt(make_scans(1, 4))
+    next(events)
+    session.close()
+    list(events)
+    assert not session.is_adapted
+    assert session.unfinished is None
+
+
 def test_a_closed_session_holds_nothing():
     session = adapted(make_scans(1, 4))
     session.close()

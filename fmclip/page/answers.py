@@ -96,15 +96,19 @@ def closer(visitor: Visitor, selected: Finding) -> Updates:
     threshold, why = threshold_of(visitor), visitor.why
     why = why if why is not None and why.is_about(selected) else None
     look = threshold, visitor.opacity, visitor.colours
-    marks = html.enumerate_labels([region.scan.label for region in visitor.regions])
+    session = visitor.session
+    marks = html.enumerate_labels([region.scan.label for region in session.regions])
+    later = html.enumerate_labels([one.scan.label for one in visitor.regions if one not in session.regions])
+    told = html.note(f"Regions called normal: on {marks}.") if marks else ""
+    told += html.note(f"Called normal, for the next adapter with a patch memory: on {later}.") if later else ""
     return {
         "spot": explaining.clickable(selected, *look, why),
         "why": explaining.answer(why),
         "maps": explaining.maps(selected, *look, why),
         "normal_scan": gr.update(value=f"All of {selected.label} is normal"),
-        "normal_contours": gr.update(interactive=bool((selected.map > threshold).any())),
-        "marks": html.note(f"Regions called normal: on {marks}.") if marks else "",
-        "take_back": gr.update(visible=bool(marks)),
+        "normal_contours": gr.update(interactive=not session.is_adapting and bool((selected.map > threshold).any())),
+        "marks": told,
+        "take_back": gr.update(visible=bool(told)),
     }
 
 

@@ -63,7 +63,7 @@ class Service:
         Returns:
             The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
         """
-        return _told(lambda: self._adapt(normals, scan_type, method, preset, slices, window, int(seed)))
+        return _told(lambda: self._adapt(normals, scan_type, method, preset, slices, window, seed))
 
     def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[str]]:
         """Show where scans deviate from the normal scans of an adapter. Research use only; not a medical device.
@@ -79,7 +79,7 @@ class Service:
         return _told(lambda: self._predict(adapter, scans, slices))
 
     def _adapt(
-        self, normals: Sequence[str], scan_type: str, method: str, preset: str, slices: str, window: str, seed: int
+        self, normals: Sequence[str], scan_type: str, method: str, preset: str, slices: str, window: str, seed: float
     ) -> tuple[str, dict[str, Any]]:
         from fmclip.detectors import DETECTORS
 
@@ -89,13 +89,14 @@ class Service:
             if preset not in ("fast", "full", PAPER) or (preset == PAPER and not self._tower.has_gpu):
                 raise FmclipError("The preset must be fast or full; paper where there is a GPU.")
             reading = Reading.parse(slices, window)
+            start = _whole(seed)
         scans, windows = _read(normals, MAX_REFERENCES, reading)
         session = self._new_session()
         try:
             outcome: Adapted | None = None
             learned = next(iter(windows.values()), None)
             for event in session.adapt(
-                scans, scan_type=scan_type.strip()[:80], preset=preset, method=method, seed=seed, window=learned
+                scans, scan_type=scan_type.strip()[:80], preset=preset, method=method, seed=start, window=learned
             ):
                 outcome = event if isinstance(event, Adapted) else outcome
             file = new_file(".safetensors")
@@ -171,6 +172,21 @@ def _told(task: Callable[[], _Result]) -> _Result:
     except Exception as error:
         log.error("unexpected %s in the service", type(error).__name__)
         raise gr.Error("Something unexpected went wrong. Try again.", print_exception=False) from None
+
+
+def _whole(seed: float) -> int:
+    """The start of the random draws.
+
+    Raises:
+        FmclipError: It is no whole number, or not within 0 to 2**63 - 1.
+    """
+    try:
+        number = int(seed)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FmclipError("The seed must be a whole number from 0 on.") from error
+    if number != seed or not 0 <= number < 2**63:
+        raise FmclipError("The seed must be a whole number from 0 on.")
+    return number
 
 
 def _read(paths: Sequence[str], limit: int, reading: Reading) -> tuple[list[Scan], dict[Scan, str]]:

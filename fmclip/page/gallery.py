@@ -62,7 +62,8 @@ def offer_records(visitor: Visitor) -> dict[str, Any]:
         ],
     }
     file = new_file(".json", "synthetic")
-    file.write_text(json.dumps(records, indent=1), "utf-8")
-    delete(visitor.records)
-    visitor.records = str(file)
+    with visitor.writing(file):
+        file.write_text(json.dumps(records, indent=1), "utf-8")
+        delete(visitor.records)
+        visitor.records = str(file)
     return {"records": gr.update(value=visitor.records, visible=True)}

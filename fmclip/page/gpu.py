@@ -34,6 +34,14 @@ START_SECONDS = 20.0
 """Allowed for the fork, for moving the tower and for the memory of the references."""
 
 _SYNTHETIC_SECONDS, _STAGE2_SECONDS, _STAGE3_SECONDS, _SCAN_SECONDS = 0.05, 0.02, 0.25, 0.2  # each, for a large tower
+_STEP_SECONDS = {
+    "synthetic": _SYNTHETIC_SECONDS,
+    "features": _SYNTHETIC_SECONDS,
+    **dict.fromkeys(("stage 3", "training", "scores"), _STAGE3_SECONDS),
+}
+"""Of stages by how they begin, as if each ran the tower; stage 2 reads features that were computed before."""
+_TRAINS = ("stage", "training")
+"""How stages begin that end in a good state."""
 _NOT_LENT = (
     "The host did not lend its GPU, took it back, or your share of it is used up. What was learned until then is kept: "
     "try again in a few minutes."
@@ -65,20 +73,22 @@ def session_maker(tower: str, device: str) -> Callable[[], Session]:
 
 
 def learn_seconds(there: str, job: Job, stop: StopSignal | None = None) -> int:
-    """Seconds of GPU time to ask for: they grow with references, queries and the stages of the preset."""
-    from fmclip.detectors import DETECTORS
+    """Seconds of GPU time to ask for: the steps to come, and for each good state its queries and its self-check."""
+    from fmclip.self_check import ANOMALIES, BUDGET_SECONDS, NORMALS
 
-    config: Any = DETECTORS[job.method].config_class
-    plan = config.preset(job.preset).to_dict()
-    rounds = len(job.normals) / plan.get("batch_size", 1)  # steps of one epoch
-    seconds = (
-        START_SECONDS
-        + _SYNTHETIC_SECONDS * plan.get("pool_size", 0)
-        + _STAGE2_SECONDS * rounds * plan.get("stage2_epochs", 0)
-        + _STAGE3_SECONDS * rounds * plan.get("stage3_epochs", 0)
-        + _SCAN_SECONDS * 3 * len(job.queries)  # once for each good state
+    plan = job.plan()
+    states = (
+        1 + sum(stage.startswith(_TRAINS) for stage, _ in plan) + any(stage.startswith("scores") for stage, _ in plan)
     )
+    seconds = START_SECONDS + sum(_rate(stage) * steps for stage, steps in plan)
+    seconds += _SYNTHETIC_SECONDS * (ANOMALIES + NORMALS) + _SCAN_SECONDS * len(job.regions) * states
+    seconds += states * (BUDGET_SECONDS + _SCAN_SECONDS * (len(job.normals) + len(job.queries)))
     return math.ceil(seconds)
+
+
+def _rate(stage: str) -> float:
+    """Seconds of a step, for a large tower."""
+    return next((seconds for start, seconds in _STEP_SECONDS.items() if stage.startswith(start)), _STAGE2_SECONDS)
 
 
 def answer_seconds(there: str, adapter: Adapter, tower: str, scans: Sequence[Scan]) -> int:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
-from fmclip.page import answers, exports, gallery, html, methods, pacing, references
+from fmclip.page import abnormals, answers, exports, gallery, html, methods, pacing, references
 from fmclip.page.answers import NOT_ADAPTED, Updates
 from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
@@ -108,6 +108,7 @@ class Handlers:
         normals, queries = case.load()
         visitor.drop_references()
         visitor.drop_queries()
+        visitor.drop_abnormals()
         visitor.references, visitor.queries[:], visitor.has_example = normals, queries, True
         visitor.truths = dict(zip((scan.digest for scan in queries), case.truths, strict=True))
         visitor.threshold = None
@@ -117,7 +118,9 @@ class Handlers:
             "set_note": "",
             "query_note": "",
             "scan_type": case.scan_type,
+            "abnormal_note": "",
             **references.show(visitor),
+            **abnormals.show(visitor),
             **answers.hold(visitor),
         }
 
@@ -160,13 +163,13 @@ class Handlers:
     def remove_marked(self, token: str) -> Updates:
         """Take the selected reference scans away."""
         visitor = self._idle(token)
-        return self._remove(visitor, [scan for scan in visitor.references if scan in visitor.marked])
+        return references.remove(visitor, [scan for scan in visitor.references if scan in visitor.marked])
 
     @guarded("reference_note")
     def remove_suspects(self, token: str) -> Updates:
         """Take away what the warnings name: copies, flat scans, outliers."""
         visitor = self._idle(token)
-        return self._remove(visitor, visitor.suspects)
+        return references.remove(visitor, visitor.suspects)
 
     @guarded("reference_note")
     def clear_references(self, token: str) -> Updates:
@@ -316,11 +319,15 @@ class Handlers:
     @guarded("export_note")
     def take_away(self, name: str, token: str) -> Iterator[Updates]:
         """Make the report ("report") or the zip ("everything") of what is shown."""
+        visitor = self._visitors.get(token)
         try:
-            yield from exports.offer(self._visitors.get(token), name)
+            yield from exports.offer(visitor, name)
         except Exception:
             yield {name: gr.update(interactive=True)}
             raise
+        finally:
+            if visitor.is_closed:  # once more: the file came after it
+                visitor.close()
 
     # the page itself
 
@@ -349,16 +356,6 @@ class Handlers:
             raise FmclipError("The reference scans are being learned from: wait, or press Stop before you change them.")
         return visitor
 
-    def _remove(self, visitor: Visitor, scans: Sequence[Any]) -> Updates:
-        names = html.enumerate_labels([scan.label for scan in scans])
-        references.remove(visitor, scans)
-        warnings = references.check(visitor)
-        removed = f"Removed {names}. Adapt again to learn without." if names else ""
-        return {
-            "reference_note": html.note(removed, "warning" if warnings else "info", warnings),
-            **references.show(visitor),
-        }
-
     def buttons(self, *, busy: bool) -> Updates:
         """What would change the references or the adapter rests during a fit; Stop rests otherwise."""
         resting = (
@@ -377,9 +374,10 @@ class Handlers:
     def offer_download(self, visitor: Visitor) -> Updates:
         """Write the adapter in use into a new file for the download button."""
         file = new_file(".safetensors", visitor.adapter_name or "adapter")
-        visitor.session.save(file, visitor.adapter_name)
-        delete(visitor.download)
-        visitor.download = str(file)
+        with visitor.writing(file):
+            visitor.session.save(file, visitor.adapter_name)
+            delete(visitor.download)
+            visitor.download = str(file)
         return {"download": gr.update(value=visitor.download, interactive=True)}
 
 

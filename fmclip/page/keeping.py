@@ -9,9 +9,11 @@ import gradio as gr
 
 from fmclip.errors import FmclipError
 from fmclip.hub import pull_adapter, push_adapter
-from fmclip.page import abnormals, answers, gallery, html, pacing, references
+from fmclip.page import abnormals, answers, gallery, html, methods, pacing, references
 from fmclip.page.answers import Updates
+from fmclip.page.cases import SCAN_TYPES
 from fmclip.page.handlers import HandlerGroup, guarded
+from fmclip.page.similar_panel import HINT
 from fmclip.page.uploads import delete, new_file
 from fmclip.page.visitors import Visitor
 
@@ -20,7 +22,19 @@ STOP_SECONDS = 5.0
 
 READ_KEY = "() => sessionStorage.getItem('fmclip') || ''"
 WRITE_KEY = "(key) => { sessionStorage.setItem('fmclip', key); return []; }"
-"""The key lives in the tab's own store: other tabs and addresses never see it, and it goes when the tab is closed."""
+"""The key lives in the tab's own store: no other address sees it, and it goes when the tab is closed. A tab that is
+duplicated takes a copy of it along."""
+TEXTS = (
+    *("reference_note", "set_note", "query_note", "abnormal_note", "loss", "synthetic", "self_check", "replay"),
+    *("overview", "cards", "verdict", "spot", "why", "why_note", "maps", "marks", "normal_note", "export_note"),
+    *("adapter_name", "hub_note", "hub_token", "phrases"),
+)
+"""Parts of the page that tell or show something of a visitor, and are empty for a new one."""
+
+DELETED = (
+    "All scans, maps and the adapter of this session are deleted. Pictures that the viewer has shown, or that were "
+    "painted on, leave the page's cache within 70 minutes."
+)
 
 
 class Keeping(HandlerGroup):
@@ -49,19 +63,25 @@ class Keeping(HandlerGroup):
         self._idle(token)
         self._visitors.forget(token)
         visitor, _ = self._visitors.welcome(token, "")
-        empty = dict.fromkeys(("reference_note", "set_note", "query_note", "loss", "synthetic", "self_check"), "")
         return {
-            **empty,
+            **dict.fromkeys(TEXTS, ""),
+            **abnormals.show(visitor),
+            **{name: gr.update(value=None) for name in ("slider", "report_file", "everything_file")},
+            **{name: gr.update(value=None, visible=False) for name in ("editor", "normal_editor")},
+            "normal_painted": gr.update(visible=False),
+            "similar": html.empty(HINT),
             "key": visitor.key,
-            "replay": "",
-            "adapter_name": "",
+            "preset": visitor.preset,
+            "scan_type": SCAN_TYPES[0],
+            "opacity": visitor.opacity,
+            "colours": visitor.colours,
+            **methods.offer(visitor),
             "download": gr.update(value=None, interactive=False),
             "records": gr.update(value=None, visible=False),
             **references.show(visitor),
-            **abnormals.show(visitor),
             **pacing.show(visitor),
             **answers.hold(visitor),
-            "status": html.note("All scans, maps and the adapter of this session are deleted.", "good"),
+            "status": html.note(DELETED, "good"),
         }
 
     @guarded("status")
@@ -70,7 +90,10 @@ class Keeping(HandlerGroup):
         from fmclip.checkpoint import plain_name
 
         visitor = self._visitors.get(token)
-        visitor.adapter_name = plain_name(name or "")
+        plain = plain_name(name or "")
+        if plain == visitor.adapter_name:
+            return {"adapter_name": plain}
+        visitor.adapter_name = plain
         offer = self._page.offer_download(visitor) if visitor.session.is_adapted else {}
         return {"adapter_name": visitor.adapter_name, **offer}
 
@@ -94,11 +117,10 @@ class Keeping(HandlerGroup):
         file = new_file(".safetensors")
         try:
             pull_adapter(file, repository or "", token_of_hub or "")
-        except FmclipError:
+            yield {"hub_token": "", "hub_note": html.note(f"Pulled {repository.strip()}.", "good")}
+            yield from self._page.load_adapter(str(file), token)
+        finally:
             delete(file)
-            raise
-        yield {"hub_token": "", "hub_note": html.note(f"Pulled {repository.strip()}.", "good")}
-        yield from self._page.load_adapter(str(file), token)
 
     def _shown_again(self, visitor: Visitor) -> Updates:
         session = visitor.session

@@ -44,12 +44,19 @@ def show(visitor: Visitor) -> dict[str, Any]:
     }
 
 
-def remove(visitor: Visitor, scans: Sequence[Scan]) -> None:
-    """Take single reference scans away; the others keep their numbers."""
+def remove(visitor: Visitor, scans: Sequence[Scan]) -> dict[str, Any]:
+    """Take single reference scans away and say so; the others keep their numbers."""
     gone = set(scans)
     visitor.references = [scan for scan in visitor.references if scan not in gone]
     visitor.marked.clear()
     visitor.has_example = visitor.has_example and bool(visitor.references)
+    names = html.enumerate_labels([scan.label for scan in scans])
+    removed = f"Removed {names}. Adapt again to learn without." if names else ""
+    warnings = check(visitor)
+    return {
+        "reference_note": html.note(removed, "warning" if warnings else "info", warnings),
+        **show(visitor),
+    }
 
 
 def check(visitor: Visitor) -> list[html.Item]:

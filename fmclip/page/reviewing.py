@@ -49,12 +49,15 @@ class Reviewing(HandlerGroup):
         return self._explain(visitor, finding, *explaining.highest_spot(finding))
 
     def _explain(self, visitor: Visitor, finding: Finding, x: float, y: float) -> Updates:
+        adapter = visitor.session.adapter_key
         explanation = visitor.session.explain(finding.scan, x, y)
         looks = {}
         for name, look in (("Attention", visitor.session.attention), ("Words", visitor.session.grad_cam)):
             with contextlib.suppress(TowerError):  # most towers can tell one of them, or none
                 looks[name] = look(finding.scan)
-        visitor.why = explaining.Why.of(explanation, visitor.session.adapter_key, looks)
+        if visitor.session.adapter_key != adapter:
+            raise FmclipError("Another adapter has come into use meanwhile: ask again.")
+        visitor.why = explaining.Why.of(explanation, adapter, looks)
         return {"why_note": "", **answers.closer(visitor, finding)}
 
     @guarded("normal_note")
@@ -66,6 +69,11 @@ class Reviewing(HandlerGroup):
             raise FmclipError(
                 "The reference scans are not here, so that nothing can be learned again: the adapter came from a file. "
                 "Mark the region that is normal instead."
+            )
+        if visitor.session.references != tuple(visitor.references):
+            raise FmclipError(
+                "The adapter was not learned from the reference scans of step 1: press Adapt to learn from them first, "
+                "or mark the region that is normal."
             )
         if len(visitor.references) >= MAX_REFERENCES:
             raise FmclipError(f"There are {MAX_REFERENCES} reference scans already: remove one in step 1 first.")
@@ -119,15 +127,16 @@ class Reviewing(HandlerGroup):
     def take_back(self, token: str) -> Iterator[Updates]:
         """Forget all regions that were called normal."""
         visitor = self._idle(token)
-        visitor.session.mark_normal([])
+        if visitor.session.regions:
+            visitor.session.mark_normal([])
         visitor.regions = []
         yield {"normal_note": html.note("All marked regions are taken back.")}
         yield from self._answer_again(visitor)
 
     def _mark(self, visitor: Visitor, finding: Finding, mask: np.ndarray) -> Iterator[Updates]:
-        regions = [*visitor.regions, NormalRegion(finding.scan, mask)]
-        visitor.session.mark_normal(regions)
-        visitor.regions, visitor.selected = regions, finding.scan
+        region = NormalRegion(finding.scan, mask)
+        visitor.session.mark_normal([*visitor.session.regions, region])
+        visitor.regions, visitor.selected = [*visitor.regions, region], finding.scan
         share = 100 * float(mask.mean())
         text = (
             f"A region of {finding.label} ({share:.1f} % of it) counts as normal now, and whatever looks like it in "

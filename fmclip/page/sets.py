@@ -13,6 +13,7 @@ element.addEventListener('click', (event) => {
   const drop = event.target.closest('.fm-drop');
   if (!drop) return;
   drop.disabled = true;
+  setTimeout(() => { drop.disabled = false; }, 2000);  // a click that was refused leaves the note as it was
   trigger('click', {labels: JSON.parse(drop.dataset.labels)});
 });
 """
@@ -35,8 +36,4 @@ class SetChecks(HandlerGroup):
         visitor = self._idle(token)
         labels = set(map(str, event._data["labels"]))
         dropped = [scan for scan in visitor.references if scan.label in labels]
-        references.remove(visitor, dropped)
-        names = html.enumerate_labels([scan.label for scan in dropped])
-        warnings = references.check(visitor)
-        removed = html.note(f"Removed {names}." if names else "", "warning" if warnings else "info", warnings)
-        return {"reference_note": removed, **self.look(token)}
+        return {**references.remove(visitor, dropped), **self.look(token)}

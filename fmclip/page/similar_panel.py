@@ -10,6 +10,7 @@ import gradio as gr
 from fmclip.page import html
 from fmclip.page.answers import Updates
 from fmclip.page.handlers import HandlerGroup, Handlers, guarded
+from fmclip.page.uploads import deleted_if_refused
 from fmclip.page.wiring import connect
 
 HINT = "Load the index.safetensors of a run (python -m fmclip evaluate-retrieval), or type phrases to be compared."
@@ -21,9 +22,10 @@ class Similar(HandlerGroup):
     @guarded("similar")
     def load_index(self, path: str, token: str) -> Updates:
         """Take an index of reports to search in."""
-        from fmclip.page import similar
+        with deleted_if_refused([path]):
+            from fmclip.page import similar
 
-        return {"similar": similar.take_index(self._visitors.get(token), path)}
+            return {"similar": similar.take_index(self._visitors.get(token), path)}
 
     @guarded("similar")
     def find(self, phrases: str, token: str) -> Updates:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from fmclip.errors import FmclipError, ScanError
+from fmclip.errors import ScanError
 from fmclip.scans import AS_STORED, CT_WINDOWS, Scan, parse_window, read_scan, shrink
 from fmclip.scans.archives import gunzip, is_zip, unpack
 from fmclip.scans.scan import MAX_VOLUME_BYTES, Unreadable
@@ -182,10 +182,10 @@ def delete(path: str | Path | None) -> None:
 
 @contextlib.contextmanager
 def deleted_if_refused(paths: Sequence[str] | None) -> Iterator[None]:
-    """Delete uploaded files that are refused before anyone has read them."""
+    """Delete uploaded files that are refused, for whatever reason, before anyone has read them."""
     try:
         yield
-    except FmclipError:
+    except Exception:
         for path in paths or []:
             delete(path)
         raise

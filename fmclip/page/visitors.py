@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -62,7 +64,7 @@ class Visitor:
         opacity: Opacity of the overlay.
         colours: Name of the colour map.
         why: The last spot that was asked about.
-        regions: Parts of queries that the visitor calls normal.
+        regions: Parts of queries that the next adaptation gets as normal; those in use are the session's.
         in_editor: The query that lies in the editor.
         has_example: Whether the scans are those of an example case.
         index: Reports to search in, if the visitor brought some.
@@ -74,6 +76,7 @@ class Visitor:
         scan_type: What they last adapted to.
         key: Known to their browser's tab alone; finds them again after a reload. Empty if the tab was given none.
         is_away: Whether the page was closed or reloaded, and they have not come back yet.
+        is_closed: Whether all that they had was let go of.
     """
 
     session: Session
@@ -112,6 +115,7 @@ class Visitor:
     scan_type: str = ""
     key: str = ""
     is_away: bool = False
+    is_closed: bool = False
 
     @property
     def window(self) -> str | None:
@@ -135,9 +139,24 @@ class Visitor:
         self.abnormal_masks.clear()
 
     def close(self) -> None:
-        """Stop what runs and let go of everything."""
+        """Stop what runs and let go of everything, files that are still being written included."""
+        self.is_closed = True
         self.session.close()
+        self.drop_references()
+        self.drop_queries()
+        self.drop_abnormals()
         for file in (self.download, self.records, *self.exports.values()):
+            delete(file)
+
+    @contextlib.contextmanager
+    def writing(self, file: Path) -> Iterator[None]:
+        """Write a file of theirs, and take note of it: half a file goes again, and one that comes after `close` too."""
+        try:
+            yield
+        except BaseException:
+            delete(file)
+            raise
+        if self.is_closed:
             delete(file)
 
 
