@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,20 @@ def test_one_text_below_many_images_hides_no_other_text():
     for among, common in (("text", 1), ("image", 300)):
         found = index.search(torch.tensor([1.0, 0.1]), k=3, among=among)
         assert {(match.text, match.count) for match in found} == {("common", common), ("rare", 1), ("other", 1)}
+
+
+def test_captions_with_formulas_are_drawn_as_they_stand(tiny_tower, tmp_path):
+    from fmclip.contrastive.figures import cam_figure, image_grid, text_grid
+    from fmclip.contrastive.pairs import ImageFile, Pair
+    from fmclip.contrastive.runs import Embedded
+
+    cv2.imwrite(str(tmp_path / "a.png"), draw_picture(0))
+    pairs = [Pair(str(n), ImageFile(tmp_path / "a.png"), f"a dose of $\\foo_{n}$ $", "p") for n in range(2)]
+    embedded = Embedded(pairs, torch.eye(2, 32), torch.eye(2, 32))
+    size = tiny_tower.image_size
+    figures = text_grid(embedded, size, "crop"), image_grid(embedded, size, "crop")
+    for figure in (*figures, cam_figure(tiny_tower, embedded, "crop")):
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_files_that_are_no_index_are_refused(tmp_path):
