@@ -83,8 +83,14 @@ def _taken(visitor: Visitor) -> tuple[list[Finding], RunRecord]:
         raise FmclipError("There is nothing to take away yet: adapt, then add query scans.")
     queries = [ScanRecord.of(finding.scan, finding.score) for finding in findings]
     detector = session.detector
-    how = {"references": session.references, "window": session.window}
-    record = RunRecord.of(detector, calibration, queries, **how, not_repeatable=_not_repeatable(visitor, detector))
+    record = RunRecord.of(
+        detector,
+        calibration,
+        queries,
+        references=session.references,
+        window=session.window,
+        not_repeatable=_not_repeatable(visitor, detector),
+    )
     if session.adapter_key != key:
         raise FmclipError("Adapting changed the answers just now: try again.")
     return findings, record
