@@ -97,6 +97,7 @@ def _ours(options: argparse.Namespace, table: Path, folder: Path) -> float:
         [
             "pairs.format=csv",
             f"pairs.path={table}",
+            "pairs.patient_column=",
             "pairs.val_share=0",
             "pairs.test_share=0",
             f"model.start={options.model}:random",

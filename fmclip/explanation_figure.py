@@ -43,7 +43,7 @@ def explanation_figure(explanation: Explanation, threshold: float) -> Figure:
         if not view.matches:
             row[2].text(0.5, 0.5, "at the midline\nleft is right", ha="center", va="center", fontsize=8)
     words = f"{explanation.scan.label}: {explanation.distance:.2f} times as far as the oddest patch of a normal scan"
-    figure.suptitle(words, fontsize=10)
+    figure.suptitle(words, fontsize=10, parse_math=False)
     return figure
 
 
@@ -73,7 +73,8 @@ def _draw_map(axes: Axes, explanation: Explanation, view: ViewExplanation, thres
 def _draw_match(axes: Axes, match: Match) -> None:
     title = f"{match.label}: {match.distance:.2f}"
     if match.scan is None or match.box is None:
-        axes.text(0.5, 0.5, f"{title}\n(no picture in\nthe adapter)", ha="center", va="center", fontsize=8)
+        text = f"{title}\n(no picture in\nthe adapter)"
+        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, parse_math=False)
     else:
         _draw_patch(axes, match.scan, match.box, title)
 
@@ -82,7 +83,7 @@ def _draw_patch(axes: Axes, scan: Scan, box: Box, title: str) -> None:
     crop, inner = crop_around(scan, box)
     axes.imshow(crop, cmap="gray", vmin=0, vmax=1)
     _mark(axes, inner)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, parse_math=False)
 
 
 def _mark(axes: Axes, box: Box) -> None:

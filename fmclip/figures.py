@@ -147,7 +147,16 @@ def draw_score_histogram(
     for label, score in (marked or {}).items():
         colour = "#d1495b" if score > threshold else "#00798c"
         axes.plot([score], [top * 0.08], marker="v", markersize=9, color=colour, linestyle="none", clip_on=False)
-        axes.annotate(label, (score, top * 0.14), rotation=90, ha="center", va="bottom", fontsize=8, color=colour)
+        axes.annotate(
+            label,
+            (score, top * 0.14),
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=colour,
+            parse_math=False,
+        )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
 

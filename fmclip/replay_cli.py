@@ -29,6 +29,12 @@ def replay(
     ],
     queries: Annotated[list[Path], typer.Option(help="Query scans, or a folder of them; may be repeated.")],
     device: DeviceName = "auto",
+    slice_index: Annotated[
+        int | None,
+        typer.Option(
+            "--slice", min=0, help="As given to `adapt`, for a run.json of `predict`; one of the page knows its slices."
+        ),
+    ] = None,
     tower: Annotated[str, typer.Option(help="Tower, if it is a local weights file; else run.json names it.")] = "",
 ) -> None:
     """Adapt and map again from a run.json, and say whether the scores agree."""
@@ -40,8 +46,10 @@ def replay(
                 find_scan_files(references),
                 find_scan_files(queries),
                 get_tower(tower or record.tower, device=resolve_device(device)),
+                slice_index=slice_index,
                 on_event=_shown_on(progress),
             )
+        _warn(*result.notes)
         table = Table(box=None)
         for title in ("scan", "score then", "score now"):
             table.add_column(title)

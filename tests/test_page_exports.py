@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from fmclip.page import answers, exports, uploads
 from fmclip.page.handlers import Handlers
 from fmclip.page.visitors import Visitors
+from fmclip.regions import NormalRegion
+from fmclip.report import RunRecord
 from fmclip.scans import Scan
 from fmclip.session import Session
 
@@ -68,6 +71,60 @@ def test_a_new_file_replaces_the_one_before_and_all_go_with_the_visitor(handlers
     visitors.leave(ME)
     assert not second.exists()
     assert not everything.exists()
+
+
+def test_answers_of_a_former_adapter_stay_out(handlers, visitors):
+    visitor = visitors.get(ME)
+    visitor.findings[0] = replace(visitor.findings[0], adapter="a former one")
+    with zipfile.ZipFile(taken(handlers, "everything")) as archive:
+        assert len(archive.read("scores.csv").decode().splitlines()[1:]) == 1
+        assert len(json.loads(archive.read("run.json"))["queries"]) == 1
+
+
+def test_an_adapter_that_is_replaced_meanwhile_is_no_mixture(handlers, visitors, monkeypatch):
+    visitor = visitors.get(ME)
+    taken_before = RunRecord.of
+
+    def replace_adapter(*args, **options):
+        list(visitor.session.adapt(visitor.references, method="cosine"))
+        return taken_before(*args, **options)
+
+    monkeypatch.setattr(RunRecord, "of", replace_adapter)
+    updates = list(handlers.take_away("report", ME))
+    assert "try again" in updates[-1]["export_note"]
+    assert not visitor.exports
+
+
+def test_the_record_says_what_cannot_be_done_again(handlers, visitors):
+    visitor = visitors.get(ME)
+    image = visitor.queries[0]
+    visitor.session.mark_normal([NormalRegion(image, np.ones((image.height, image.width), bool))])
+    answers.take(visitor, visitor.session.query(visitor.queries))
+    *_, last = handlers.take_away("everything", ME)
+    assert "cannot be done again" in last["export_note"]
+    with zipfile.ZipFile(last["everything_file"]["value"]) as archive:
+        assert "regions" in json.loads(archive.read("run.json"))["not_repeatable"]
+
+
+def test_abnormal_scans_count_for_methods_that_use_them(handlers, visitors):
+    visitor = visitors.get(ME)
+    visitor.abnormals = [visitor.queries[0]]
+    with zipfile.ZipFile(taken(handlers, "everything")) as archive:
+        assert json.loads(archive.read("run.json"))["not_repeatable"] == ""  # patch_memory does not
+    list(visitor.session.adapt(visitor.references, method="two_layer", preset="fast", abnormals=visitor.abnormals))
+    answers.take(visitor, visitor.session.query(visitor.queries))
+    with zipfile.ZipFile(taken(handlers, "everything")) as archive:
+        assert "abnormal" in json.loads(archive.read("run.json"))["not_repeatable"]
+
+
+def test_half_a_file_is_deleted(handlers, monkeypatch, tmp_path):
+    def break_off(file, *_args):
+        file.write_bytes(b"%PDF")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fmclip.report.write_report", break_off)
+    assert "unexpected" in list(handlers.take_away("report", ME))[-1]["export_note"]
+    assert not list((tmp_path / "cache").rglob("*.pdf"))
 
 
 def test_the_button_rests_while_the_file_is_made_and_comes_back(handlers):

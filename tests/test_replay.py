@@ -15,9 +15,10 @@ import fmclip.replay_cli
 from fmclip.calibration import Calibration
 from fmclip.cli import app
 from fmclip.errors import FmclipError
+from fmclip.regions import NormalRegion
 from fmclip.report import RunRecord, ScanRecord, replay
 from fmclip.scans import find_scan_files, read_scan, read_scans, shrink
-from fmclip.session import Session
+from fmclip.session import Preview, Session
 from fmclip.towers import get_tower
 
 
@@ -95,6 +96,27 @@ def test_a_missing_query_is_named_and_the_others_go_on(folders):
     assert not result.agrees
 
 
+def test_what_cannot_be_done_again_says_why_before_anything_is_learned(folders):
+    record = replace(run(folders), not_repeatable="the training was stopped before its end")
+    record = RunRecord.from_json(record.to_json())
+    assert ("Cannot be done again", "the training was stopped before its end") in record.describe()
+    with pytest.raises(FmclipError, match=r"cannot be done again.*stopped before its end"):
+        replay(record, [], [], get_tower("tiny"))
+
+
+def test_regions_and_an_unfinished_training_show_in_the_record(folders):
+    normals, queries = (read_scans(files(folders, name))[0] for name in ("normal", "query"))
+    session = Session("tiny", "cpu")
+    list(session.adapt(normals, method="patch_memory"))
+    session.mark_normal([NormalRegion(queries[0], np.ones((queries[0].height, queries[0].width), bool))])
+    assert "regions" in RunRecord.of(session.detector, session.calibration, []).not_repeatable
+    for event in session.adapt(normals, preset="fast"):
+        if isinstance(event, Preview):  # the memory answers, stage 2 has not ended
+            session.stop()
+    assert session.detector.network_ is None
+    assert "stopped" in RunRecord.of(session.detector, session.calibration, []).not_repeatable
+
+
 def test_another_tower_is_refused(folders):
     with pytest.raises(FmclipError, match="not the tower of the run"):
         replay(run(folders), files(folders, "normal"), files(folders, "query"), get_tower("tiny-resnet"))
@@ -129,10 +151,30 @@ def test_from_adapt_over_predict_to_replay(folders):
     assert str(folders) not in text
     assert ".png" not in text
 
+    (folders / "normal" / "notes.txt").write_text("not a scan")
+    result = call("replay", out / "run.json", *where)
+    assert result.exit_code == 0, result.stderr
+    assert "scan 5" in result.stderr
+    assert "notes.txt" not in result.stderr
+
     draw(folders / "normal" / "0.png", 50)
     result = call("replay", out / "run.json", *where)
     assert result.exit_code == 1
     assert "does not agree" in result.stderr
+
+
+def test_replay_reads_the_slice_that_adapt_read(tmp_path):
+    volume = np.random.default_rng(0)
+    for folder, count in (("normal", 4), ("query", 1)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            write_nifti(tmp_path / folder / f"{number}.nii", 200 * volume.random((40, 40, 6), np.float32))
+    adapter, out = tmp_path / "a.safetensors", tmp_path / "out"
+    call("adapt", tmp_path / "normal", "--out", adapter, "--tower", "tiny", "--method", "patch_memory", "--slice", 1)
+    call("predict", adapter, tmp_path / "query", "--out", out, "--slice", 2)
+    where = ("--references", tmp_path / "normal", "--queries", tmp_path / "query")
+    assert "does not agree" in call("replay", out / "run.json", *where).stderr
+    assert "The run agrees" in call("replay", out / "run.json", *where, "--slice", 1).stdout
 
 
 def test_replay_says_what_is_no_run(folders):

@@ -68,6 +68,17 @@ def test_a_page_says_all_about_its_scan(tmp_path, pages):
     assert "5.0 % of the picture" in text  # 120 of 2400
 
 
+def test_words_of_a_person_are_no_formulas_and_fit_the_page(tmp_path, pages):
+    shown = [find_square(replace(make_scan(seed, f"$\\foo$ {seed}"), notes=("$\\foo$",)), 0.4) for seed in range(2)]
+    record = describe(shown)
+    write_report(tmp_path / "r.pdf", shown, replace(record, config=replace(record.config, scan_type="$\\foo$ " * 30)))
+    assert len(pages) == 3
+    for page in pages:
+        head = next(text for text in page.texts if record.date in text.get_text() and "Settings" not in text.get_text())
+        assert head.get_text().startswith("$\\foo$")
+        assert len(head.get_text()) < 80
+
+
 def test_the_disclaimer_stands_on_each_page(tmp_path, pages):
     write_report(tmp_path / "r.pdf", findings(3), describe(findings(3)))
     assert len(pages) == 4

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from scan_files import PATIENT, dicom_sample, gradient, read_dicom_sample, write_dicom, write_nifti
 
+from fmclip.report.files import save_nifti
 from fmclip.scans import Scan, read_scan, shrink
 
 OBLIQUE = np.array([[0.0, 0.1, 1.5, -20.0], [-2.0, 0.0, 0.2, 60.0], [0.1, -3.0, 0.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
@@ -82,6 +83,28 @@ def test_what_is_no_uid_is_not_kept(tmp_path, bad):
     scan = read_scan(write_dicom(tmp_path / "a.dcm", gradient(), **elements))
     assert scan.source.dicom is None
     assert PATIENT not in repr(scan.source)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]},
+        {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+        {"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]},
+        {"PixelSpacing": [0, 1]},
+        {"PixelSpacing": [1, -1]},
+        {"PixelSpacing": ["1e300", 1]},
+    ],
+)
+def test_a_geometry_that_cannot_be_counts_as_missing(tmp_path, bad):
+    geometry = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 2]}
+    elements = {"ImagePositionPatient": [1, 2, 3], **geometry, **bad}
+    scan = read_scan(write_dicom(tmp_path / "a.dcm", gradient(), **elements))
+    assert scan.source.affine is None
+    save_nifti(tmp_path / "map.nii", scan, scan.pixels)
+    stored = nibabel.load(tmp_path / "map.nii")
+    assert stored.shape == (scan.width, scan.height, 1)
+    assert stored.header.get_xyzt_units()[0] == "unknown"
 
 
 def test_uids_show_neither_in_text_nor_in_the_digest():

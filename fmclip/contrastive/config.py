@@ -31,7 +31,7 @@ class PairsConfig:
     root: str = _setting("", "folder that image paths of a CSV/JSONL are relative to; its own folder if empty")
     image_column: str = _setting("path", "column of the image path (csv)")
     text_column: str = _setting("text", "column of the text (csv)")
-    patient_column: str = _setting("patientid", "column of the patient (csv); a row without one is its own patient")
+    patient_column: str = _setting("patientid", "column of the patient (csv, webdataset); empty: none")
     hub_split: str = _setting("train", "part of the hub's data set to read, such as train[:500] (openi)")
     view: str = _setting("all", "images of a study with several views (openi)", ("all", "first"))
     max_patients: int = _setting(0, "use only so many patients, drawn by the seed; 0: all")
@@ -157,11 +157,16 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> PretrainConfig:
         if not equals:
             raise PairError(f"An override is KEY=VALUE, not {override!r}.")
         section, leaf = _place(key.strip())
-        value = yaml.safe_load(text) if text.strip() else ""
-        if section:
-            tree.setdefault(section, {})[leaf] = value
-        else:
+        try:
+            value = yaml.safe_load(text) if text.strip() else ""
+        except yaml.YAMLError as error:
+            raise PairError(f"The value of {key.strip()!r} is not readable; check its brackets and quotes.") from error
+        if not section:
             tree[leaf] = value
+        elif isinstance(own := tree.setdefault(section, {}), dict):
+            own[leaf] = value
+        else:
+            raise PairError(f"{section} must be a mapping of settings before {key.strip()} can be set.")
     return config_from(tree)
 
 
@@ -196,7 +201,7 @@ def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         raise PairError(f"The config's {where.rstrip('.')} must be a mapping of settings.")
     hints = get_type_hints(kind)
     fields = {one.name: one for one in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(map(str, set(values) - set(fields)))
     if unknown:
         raise PairError(
             f"No setting is called {where}{unknown[0]}; there are {', '.join(where + own for own in fields)}."

@@ -106,7 +106,8 @@ def text_grid(embedded: Embedded, size: int, fit: str) -> Figure:
         for head, text, colour in lines:
             body = textwrap.wrap(textwrap.shorten(text, CHARACTERS, placeholder=" …"), 96)
             axes.text(0.0, height, head, color=colour, fontsize=9, va="top", transform=axes.transAxes, weight="bold")
-            axes.text(0.13, height, "\n".join(body), color=colour, fontsize=9, va="top", transform=axes.transAxes)
+            where = {"va": "top", "transform": axes.transAxes, "parse_math": False}
+            axes.text(0.13, height, "\n".join(body), color=colour, fontsize=9, **where)
             height -= 0.085 * (len(body) + 0.6)
     figure.suptitle("Texts found for a scan (✓ its own)", fontsize=11, x=0.01, ha="left")
     return figure
@@ -130,7 +131,7 @@ def image_grid(embedded: Embedded, size: int, fit: str) -> Figure:
     parts = figure.subfigures(len(queries), 1, squeeze=False)[:, 0]
     for place, query in enumerate(queries):
         title = textwrap.shorten(pairs[query].text, CHARACTERS, placeholder=" …")
-        parts[place].suptitle(title, fontsize=9, x=0.01, ha="left", color=INK)
+        parts[place].suptitle(title, fontsize=9, x=0.01, ha="left", color=INK, parse_math=False)
         cells = np.atleast_1d(parts[place].subplots(1, SHOWN))
         for cell in cells:
             cell.set_axis_off()
@@ -155,7 +156,7 @@ def cam_figure(tower: Tower, embedded: Embedded, fit: str) -> Figure:
         found = grad_cam(tower, pixels, embedded.text[query]).numpy()
         cells[1, column].imshow(found, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * found)
         title = "\n".join(textwrap.wrap(textwrap.shorten(pair.text, 70, placeholder=" …"), 30))
-        cells[0, column].set_title(title, fontsize=8, color=INK)
+        cells[0, column].set_title(title, fontsize=8, color=INK, parse_math=False)
     figure.suptitle("Where a scan makes its similarity to its own text (Grad-CAM)", fontsize=11, x=0.01, ha="left")
     return figure
 

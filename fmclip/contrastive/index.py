@@ -67,15 +67,26 @@ class Index:
         Returns:
             Matches, the nearest first.
         """
-        rows = self.text if among == "text" else self.image
-        wide = min(len(self.texts), max(50, 10 * k))
-        cosines, places = nearest(query[None].cpu(), rows, wide)
-        found: dict[str, Match] = {}
-        for cosine, place in zip(cosines[0].tolist(), places[0].tolist(), strict=True):
-            text = self.texts[place]
-            former = found.get(text) or Match(place, text, cosine, 0)
-            found[text] = replace(former, count=former.count + 1)
-        return list(found.values())[:k]
+        return self._texts(query, k) if among == "text" else self._images(query, k)
+
+    def _texts(self, query: Tensor, k: int) -> list[Match]:
+        first = list({text: place for place, text in reversed(list(enumerate(self.texts)))}.values())
+        cosines, rows = nearest(query[None].cpu(), self.text[first], k)
+        found = [(first[row], cosine) for cosine, row in zip(cosines[0].tolist(), rows[0].tolist(), strict=True)]
+        return [Match(place, self.texts[place], cosine) for place, cosine in found]
+
+    def _images(self, query: Tensor, k: int) -> list[Match]:
+        wide = max(50, 10 * k)
+        while True:  # until k texts are among the images found, or all images are
+            cosines, places = nearest(query[None].cpu(), self.image, wide)
+            found: dict[str, Match] = {}
+            for cosine, place in zip(cosines[0].tolist(), places[0].tolist(), strict=True):
+                text = self.texts[place]
+                former = found.get(text) or Match(place, text, cosine, 0)
+                found[text] = replace(former, count=former.count + 1)
+            if len(found) >= k or wide >= len(self.texts):
+                return list(found.values())[:k]
+            wide *= 4
 
     def save(self, file: Path) -> None:
         """Write the index as safetensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from fmclip.towers.registry import MINI, new_tower
 
 PROJECTIONS = ("text_projection", "text.proj", "text.text_projection", "visual.proj", "visual.head", "visual.attnpool")
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MAX_LOGIT_SCALE = math.log(100)
+"""Largest logarithm of 1 / temperature (CLIP, section 2.5)."""
 SIGLIP_BIAS = -10.0
 """Start of SigLIP's bias: most pairs of a batch do not match."""
 
@@ -65,10 +68,16 @@ class PairModel(nn.Module):
         start_scale = self.model.logit_scale.detach().float().clone()
         if optimisation.temperature:
             start_scale = torch.tensor(1 / optimisation.temperature).log()
+        start_scale = start_scale.clamp_max(MAX_LOGIT_SCALE)
         self.logit_scale = nn.Parameter(start_scale, requires_grad=optimisation.train_temperature)
         self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), requires_grad=optimisation.loss == "siglip")
         _add_dropout(self.model, config, self.kind)
         self.train()
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Bring the temperature back into its limits after a step; in the loss a limit would take its gradient away."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     @property
     def image_is_trained(self) -> bool:
@@ -159,6 +168,14 @@ class PairModel(nn.Module):
         self.model.visual.image_size = (size, size)
         self.description["model"]["vision_cfg"]["image_size"] = size
         self.image_size = size
+
+
+def synchronise_batch_norms(model: PairModel) -> PairModel:
+    """Let batch norms see the batches of all processes; timm's converter keeps the activations inside its norms."""
+    from timm.layers import convert_sync_batchnorm
+
+    converted: PairModel = convert_sync_batchnorm(model)
+    return converted
 
 
 def is_text(name: str) -> bool:

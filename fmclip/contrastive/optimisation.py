@@ -60,8 +60,8 @@ def layer_depths(names: list[str]) -> dict[str, int]:
             depths[name] = len(blocks) + 1
         elif block in numbers:
             depths[name], passed = numbers[block], True
-        else:  # norms and heads are declared after the blocks, embeddings and stems before them
-            depths[name] = len(blocks) + 1 if passed else 0
+        else:  # norms and heads are declared after the blocks, stems before them, and embeddings on either side
+            depths[name] = len(blocks) + 1 if passed and "embedding" not in name else 0
     return depths
 
 

@@ -120,6 +120,14 @@ def anonymous(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:20]
 
 
+def fingerprint(pairs: Sequence[Pair]) -> str:
+    """Digest of pairs in their order, keys and texts: the same for the same pairs, and it names none of them."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(f"{anonymous(pair.key)} {anonymous(pair.text)}\n".encode())
+    return digest.hexdigest()
+
+
 def text_group(text: str) -> str:
     """What two texts share that say the same: letters and digits only, lower case."""
     return re.sub(r"\W+", " ", text).strip().lower()

@@ -74,8 +74,10 @@ def ranks_of_relevant(
         right candidates each query has, [n]. On the CPU.
 
     Raises:
-        PairError: Some query has no right candidate.
+        PairError: Some query has no right candidate, or an embedding is not a number.
     """
+    if not bool(torch.isfinite(queries).all() and torch.isfinite(candidates).all()):
+        raise PairError("Some embeddings are not numbers: the tower is damaged, or its training has diverged.")
     ranks, counts = [], []
     for first in range(0, len(queries), chunk):
         own, labels = queries[first : first + chunk], query_labels[first : first + chunk]  # [c, D], [c]

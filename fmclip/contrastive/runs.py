@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fmclip.contrastive.batches import PairImages
 from fmclip.contrastive.config import PretrainConfig, config_from
 from fmclip.contrastive.embedding import embed_images, embed_texts
 from fmclip.contrastive.index import make_index
-from fmclip.contrastive.models import PairModel
+from fmclip.contrastive.models import PairModel, synchronise_batch_norms
 from fmclip.contrastive.pairs import Pair, PairSet, collect, numbered
 from fmclip.contrastive.retrieval import both_directions, chance
 from fmclip.contrastive.sources import list_pairs
@@ -35,6 +36,8 @@ from fmclip.scans import Scan
 from fmclip.towers import Tower, get_tower
 
 OnCount = Callable[[int, int], None]
+PATIENCE_HOURS = 12
+"""How long processes wait for the first one, which decodes every image before it draws a split."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def pretrain(
 
     Args:
         config: Everything about the run.
-        device: "auto" leaves the choice to accelerate; "cpu" insists on it.
+        device: "auto" leaves the choice to accelerate; "cpu", "cuda" or "cuda:1" insist on it.
         resume: Checkpoint to go on from, or the run's folder for its last one.
         on_count: Called with (images checked, images in all), before a new split is drawn.
         on_event: Gets each step and epoch.
@@ -103,7 +106,7 @@ def pretrain(
         torch.manual_seed(config.seed)
         model = PairModel(config.model, config.optimisation, config.augment.size)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronise_batch_norms(model)
     model.to(accelerator.device)
     trainer = Trainer(config, accelerator, model, data.part("train"), data.part("val"), folder)
     if checkpoint is not None:
@@ -123,10 +126,38 @@ def pretrain(
 
 
 def make_accelerator(config: PretrainConfig, device: str = "auto") -> Any:
-    """Make the accelerator: device, precision and the other processes, as `accelerate launch` set them up."""
-    from accelerate import Accelerator
+    """Make the accelerator: device, precision and the other processes, as `accelerate launch` set them up.
 
-    return Accelerator(mixed_precision=config.optimisation.precision, cpu=device == "cpu")
+    Raises:
+        PairError: The device is not there, or several processes cannot share it.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    wanted = _wanted_device(device)
+    if wanted is not None and wanted.index is not None:
+        torch.cuda.set_device(wanted)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE_HOURS))
+    precision = config.optimisation.precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[waiting])
+    if wanted is not None and accelerator.device.type != wanted.type:
+        raise PairError(f"Training would run on {accelerator.device.type}, not on {device}: leave --device out.")
+    if wanted is not None and wanted.index is not None and accelerator.num_processes > 1:
+        raise PairError("Each of several processes takes a GPU of its own: leave --device out, or give --device cuda.")
+    return accelerator
+
+
+def _wanted_device(device: str) -> torch.device | None:
+    """What a device's name insists on; None for "auto"."""
+    if device == "auto":
+        return None
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise PairError(f"There is no device {device!r}: give auto, cpu, cuda or cuda:0.") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise PairError(f"There is no {device} here: {torch.cuda.device_count()} GPUs are found. Give --device cpu.")
+    return wanted
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -30,6 +30,7 @@ REPORT_FIELDS = ("findings", "impression", "report", "text")
 """Text of an OpenI study: the first of these that says something (radiology-clip-mini's priority)."""
 VIEWS = ("img_frontal", "img_lateral", "frontal", "lateral", "image", "images")
 STUDY_FIELDS = ("patient_id", "patientid", "subject_id", "uid", "study_id", "id")
+ARTICLE_FIELDS = ("pmcid", "pmc_id", "pmc", "article")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -68,10 +69,21 @@ def _table(config: PairsConfig) -> Iterator[Pair]:
             raise PairError(
                 f"Row {number} of the table has no column {missing[0]!r}; see pairs.image_column and others."
             )
+        if config.patient_column and config.patient_column not in row:
+            raise PairError(
+                f"Row {number} of the table has no column {config.patient_column!r}, so that one patient's pairs could "
+                "be learned from and measured on. Set pairs.patient_column to the column that tells patients apart, or "
+                "pairs.patient_column= if each row is another patient."
+            )
         image, split = str(row[config.image_column] or ""), str(row.get("split") or "").lower()
-        patient = str(row.get(config.patient_column) or f"row {number}")
+        patient = _name(row.get(config.patient_column)) or f"row {number}"
         source = ImageFile(root / image)
         yield Pair(f"{number}:{image}", source, tidy(row[config.text_column]), patient, SPLIT_NAMES.get(split, ""))
+
+
+def _name(value: object) -> str:
+    """What a patient or article is called, 0 among the names; "" for none."""
+    return "" if value is None else str(value).strip()
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -94,11 +106,16 @@ def _roco(config: PairsConfig) -> Iterator[Pair]:
     for file in captions:
         words = [*file.relative_to(root).parts[:-1], *re.split(r"[_.]", file.name)]
         split = next((SPLIT_NAMES[word.lower()] for word in words if word.lower() in SPLIT_NAMES), "")
-        lines = _roco_lines(file)
-        articles = _roco_articles(file.parent / "dlinks.txt")
+        articles = _roco_articles(file, config.patient_column)
+        if not articles and config.patient_column:
+            raise PairError(
+                "Nothing says which article each image of ROCO is from, so that one article's images could be learned "
+                "from and measured on. Put dlinks.txt beside captions.txt, add a column pmcid to *_captions.csv, or "
+                "set pairs.patient_column= to take each image as an article of its own."
+            )
         folders = [file.parent / "images", file.parent / file.name.replace("_captions.csv", ""), file.parent]
         folder = next(one for one in folders if one.is_dir())
-        for name, text in lines:
+        for name, text in _roco_lines(file):
             # pictures of one article often show one patient, and their captions refer to each other
             yield Pair(f"{split}/{name}", ImageFile(_with_suffix(folder, name)), text, articles.get(name, name), split)
 
@@ -107,7 +124,7 @@ def _roco_lines(file: Path) -> Iterator[tuple[str, str]]:
     if file.suffix == ".csv":
         for row in _rows(file):
             lower = {key.lower(): value for key, value in row.items() if isinstance(key, str)}
-            yield str(lower.get("id") or lower.get("image_id") or lower.get("name") or ""), tidy(lower.get("caption"))
+            yield _roco_name(lower), tidy(lower.get("caption"))
         return
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -116,13 +133,23 @@ def _roco_lines(file: Path) -> Iterator[tuple[str, str]]:
                 yield name.strip(), tidy(text)
 
 
-def _roco_articles(links: Path) -> dict[str, str]:
-    """Read which article an image is from; ROCO lists it in the download link (PMC...)."""
+def _roco_articles(captions: Path, column: str) -> dict[str, str]:
+    """Read which article an image is from: a column of the captions, or the download link (PMC...) in dlinks.txt."""
+    if captions.suffix == ".csv":
+        rows = [{key.lower(): value for key, value in row.items() if isinstance(key, str)} for row in _rows(captions)]
+        columns = [one for one in (column.lower(), *ARTICLE_FIELDS) if one]
+        named = ((_roco_name(row), next(filter(None, (_name(row.get(one)) for one in columns)), "")) for row in rows)
+        return {name: article for name, article in named if article}
+    links = captions.parent / "dlinks.txt"
     if not links.is_file():
         return {}
     with links.open(encoding="utf-8", errors="replace") as lines:
         parts = [(line.partition("\t")[0].strip(), re.search(r"PMC\d+", line)) for line in lines]
     return {name: found[0] for name, found in parts if found}
+
+
+def _roco_name(row: Mapping[str, Any]) -> str:
+    return str(row.get("id") or row.get("image_id") or row.get("name") or "")
 
 
 def _with_suffix(folder: Path, name: str) -> Path:
@@ -145,7 +172,7 @@ def _openi(config: PairsConfig) -> Iterator[Pair]:
     reports = table.select_columns([*texts, *([study] if study else [])])  # no image is decoded for listing them
     for number, row in enumerate(reports):
         text = next((words for name in texts if (words := tidy(row[name]))), "")
-        patient = str(row[study]) if study and row[study] is not None else f"row {number}"
+        patient = (_name(row[study]) if study else "") or f"row {number}"
         images = [
             ImageBytes(partial(_hub_image, table, number, view, place)) for view, place in _views(table, number, views)
         ]
@@ -243,7 +270,8 @@ def _samples(config: PairsConfig, shard: int, file: Path, tar: tarfile.TarFile) 
 
     def finished() -> Iterator[Pair]:
         if name and (image is not None or text):
-            patient = str(facts.get(config.patient_column) or facts.get("patient") or f"{shard}/{name}")
+            patients = (_name(facts.get(column)) for column in (config.patient_column, "patient"))
+            patient = next(filter(None, patients), f"{shard}/{name}")
             words = text or tidy(facts.get(config.text_column) or facts.get("caption"))
             yield Pair(f"{shard}/{name}", image or _Nothing(), words, patient, split)
 

@@ -50,7 +50,7 @@ def contrastive_loss(
     Returns:
         Scalar.
     """
-    scale = model.logit_scale.exp().clamp_max(100)
+    scale = model.logit_scale.exp()  # kept within limits after each step
     same = groups if config.same_text_matches else None
     if config.loss == "siglip":
         return siglip_loss(image, text, scale, model.logit_bias, groups=same)

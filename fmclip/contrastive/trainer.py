@@ -19,7 +19,7 @@ from fmclip.contrastive.embedding import embed_images, embed_texts
 from fmclip.contrastive.logs import EpochDone, RunLog, StepDone
 from fmclip.contrastive.models import PairModel, save_tower
 from fmclip.contrastive.optimisation import EarlyStopping, learning_rate, make_optimiser, set_rate
-from fmclip.contrastive.pairs import Pair, numbered
+from fmclip.contrastive.pairs import Pair, fingerprint, numbered
 from fmclip.contrastive.step import backward, contrastive_loss
 from fmclip.errors import PairError
 
@@ -189,6 +189,7 @@ class Trainer:
         if own.grad_clip:
             self.accelerator.clip_grad_norm_(self.model.parameters(), own.grad_clip)
         self.optimiser.step()
+        self.model.limit_temperature()
         self.optimiser.zero_grad(set_to_none=True)
         return loss
 
@@ -235,7 +236,8 @@ class Trainer:
             "step": self.step,
             "best": self.stopping.best,
             "stale": self.stopping.stale,
-            "pairs": len(self.train_pairs),
+            "pairs": fingerprint(self.train_pairs),
+            "processes": self.accelerator.num_processes,
             "config": self.config.to_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
@@ -265,8 +267,11 @@ class Trainer:
             raise PairError("The checkpoint is damaged or not one of this program; take an earlier one.") from error
         same = ("model", "augment", "optimisation", "seed")
         now = self.config.to_dict()
-        if facts["pairs"] != len(self.train_pairs) or any(facts["config"][key] != now[key] for key in same):
+        is_same = facts.get("pairs") == fingerprint(self.train_pairs)
+        if not is_same or any(facts["config"][key] != now[key] for key in same):
             raise PairError("The checkpoint belongs to other pairs or settings; resume with those it was made with.")
+        if facts.get("processes") != self.accelerator.num_processes:
+            raise PairError(f"The checkpoint was made by {facts.get('processes')} processes; resume with as many.")
         own = self._trained()
         stored_model = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
         if stored_model.keys() != own.keys():

@@ -137,11 +137,12 @@ def heatmap_grid(examples: Sequence[Example], threshold: float, title: str) -> F
     has_masks = any(example.mask is not None and example.mask.any() for example in examples)
     rows = ("scan", "mask", "map") if has_masks else ("scan", "map")
     figure = Figure(figsize=(2.0 * len(examples), 2.1 * len(rows) + 0.3), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(len(rows), len(examples), squeeze=False)
     for column, example in enumerate(examples):
         verdict = "above" if example.score > threshold else "below"
-        grid[0, column].set_title(f"{example.title}\n{example.score:.3f}, {verdict} {threshold:.3f}", fontsize=8)
+        heading = f"{example.title}\n{example.score:.3f}, {verdict} {threshold:.3f}"
+        grid[0, column].set_title(heading, fontsize=8, parse_math=False)
         pictures = _pictures(example, threshold)
         for axes, row in zip(grid[:, column], rows, strict=True):
             picture = pictures[row]
@@ -180,6 +181,6 @@ def _at_threshold(scores: TestScores) -> tuple[float, float]:
 def _figure(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -14,7 +14,10 @@ from fmclip.page.uploads import delete, new_file
 from fmclip.page.visitors import Visitor
 
 if TYPE_CHECKING:
+    from fmclip.detectors import Detector
     from fmclip.page.handlers import Handlers
+    from fmclip.report import RunRecord
+    from fmclip.session import Finding
 
 FILES = {"report": (".pdf", "Download report"), "everything": (".zip", "Download everything")}
 """Kinds of downloads: suffix of the file, and what the button says."""
@@ -48,36 +51,73 @@ def offer(visitor: Visitor, name: str) -> Iterator[dict[str, Any]]:
         Updates of the page.
 
     Raises:
-        FmclipError: Nothing was found yet.
+        FmclipError: Nothing was found yet, or adapting replaced the adapter just now.
     """
-    from fmclip.report import RunRecord, ScanRecord, write_bundle, write_report
+    from fmclip.report import write_bundle, write_report
 
-    findings = [finding.at(answers.threshold_of(visitor)) for finding in visitor.findings]
-    calibration = visitor.session.calibration
-    if not findings or calibration is None:
-        raise FmclipError("There is nothing to take away yet: adapt, then add query scans.")
+    findings, record = _taken(visitor)
     yield {"export_note": html.note("Writing the files …"), name: gr.update(interactive=False)}
-    session = visitor.session
-    queries = [ScanRecord.of(finding.scan, finding.score) for finding in findings]
-    record = RunRecord.of(session.detector, calibration, queries, references=session.references, window=session.window)
     file = new_file(FILES[name][0], f"fmclip-{name}")
-    (write_report if name == "report" else write_bundle)(file, findings, record)
+    try:
+        (write_report if name == "report" else write_bundle)(file, findings, record)
+    except Exception:
+        delete(file)
+        raise
     delete(visitor.exports.get(name))
     visitor.exports[name] = str(file)
     yield {
         f"{name}_file": gr.update(value=str(file)),
-        "export_note": html.note(_words(name), "good"),
+        "export_note": html.note(_words(name, record), "good"),
         name: gr.update(interactive=True),
     }
 
 
-def _words(name: str) -> str:
+def _taken(visitor: Visitor) -> tuple[list[Finding], RunRecord]:
+    """What the adapter in use says and how it came about; a fit that goes on may replace the adapter at any moment."""
+    from fmclip.report import RunRecord, ScanRecord
+
+    session, key = visitor.session, visitor.session.adapter_key
+    threshold, calibration = answers.threshold_of(visitor), visitor.session.calibration
+    findings = [finding.at(threshold) for finding in visitor.findings if finding.adapter == key]
+    if not findings or calibration is None:
+        raise FmclipError("There is nothing to take away yet: adapt, then add query scans.")
+    queries = [ScanRecord.of(finding.scan, finding.score) for finding in findings]
+    detector = session.detector
+    record = RunRecord.of(
+        detector,
+        calibration,
+        queries,
+        references=session.references,
+        window=session.window,
+        not_repeatable=_not_repeatable(visitor, detector),
+    )
+    if session.adapter_key != key:
+        raise FmclipError("Adapting changed the answers just now: try again.")
+    return findings, record
+
+
+def _not_repeatable(visitor: Visitor, detector: Detector) -> str:
+    """What the session knows that keeps a run from being done again; "" for nothing."""
+    from fmclip.report import record
+
+    if visitor.session.is_adapting:
+        return record.UNDER_WAY
+    if visitor.abnormals and detector.uses_abnormals != "never":
+        return record.ABNORMALS
+    if visitor.session.unfinished is not None and not visitor.session.unfinished[1].is_over:
+        return record.STOPPED
+    return record.LONGER if record.preset_of(detector.config) == record.OWN_SETTINGS else ""
+
+
+def _words(name: str, record: RunRecord) -> str:
     if name == "report":
         return (
             "The report is ready: a page for each scan, worst first. It holds no file name and no tag of a file; text "
             "that is burned into the pixels is still there."
         )
+    again = f" The run cannot be done again from run.json: {record.not_repeatable}." if record.not_repeatable else ""
     return (
         "The zip is ready: report, scores.csv, maps, run.json, and DICOM objects for scans from DICOM. These name "
         "study and image by their UIDs; nothing else says who the patient is, but for text burned into the pixels."
+        + again
     )

@@ -1,6 +1,6 @@
 """What a person takes away, from what a session found. No file here names the patient or holds a file name.
 
-record      what was done, enough to do it again: run.json      replay   does it again, and compares
+record      what was done, and what keeps it from being done again: run.json    replay   does it again, compares
 pdf         a page for each scan                                files    CSV, 16-bit maps, overlays, NIfTI
 dicom       segmentation and secondary capture for a PACS       bundle   all of it in one zip
 """

@@ -1,4 +1,4 @@
-"""All that a person takes away, in one zip: report, table, maps, DICOM objects, and run.json to do it again."""
+"""All that a person takes away, in one zip: report, table, maps, DICOM objects, and run.json."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _README = """fmclip {version}
 report.pdf             a page for each scan, worst first
 scores.csv             score, threshold, verdict and rank of each scan
 run.json               settings, versions and digests of the pixels; `python -m fmclip replay run.json` does it again
+                       with the same scans, or says why that cannot be: regions marked by hand, abnormal scans, a
+                       training that was stopped or made longer
 overlays/              each scan with its map; the white contour is the threshold
 maps/                  the maps as 16-bit grey PNG (0 to 65535 for 0 to 1) and as NIfTI, where the scan lies
 dicom/                 for scans from DICOM: segmentation of the region above the threshold, and the overlay as a

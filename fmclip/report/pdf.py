@@ -111,7 +111,7 @@ def _summary_page(part: Sequence[Finding], before: int, ordered: Sequence[Findin
     for row, finding in enumerate(part, start=1):
         y = top - row * step
         colour = _HIGH if finding.is_abnormal else _LOW
-        figure.text(_LEFT, y, f"{before + row}.  {textwrap.shorten(finding.label, 24)}", fontsize=9)
+        figure.text(_LEFT, y, f"{before + row}.  {textwrap.shorten(finding.label, 24)}", fontsize=9, parse_math=False)
         figure.text(0.27, y, f"{finding.score:.3f}", fontsize=9)
         bar = figure.add_axes((0.33, y, 0.14, 0.009))
         bar.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], facecolor="#eef2f4")
@@ -142,7 +142,8 @@ def _thumbnails(figure: Figure, findings: Sequence[Finding], top: float) -> None
 def _frame(figure: Figure, record: RunRecord, page: str) -> None:
     """Head and foot that every page has."""
     figure.text(_LEFT, 0.955, "fmclip report", fontsize=11, weight="bold")
-    figure.text(_RIGHT, 0.955, f"{record.config.scan_type} · {record.date}", fontsize=9, color=_MUTED, ha="right")
+    head = f"{textwrap.shorten(record.config.scan_type, 60, placeholder=' …')} · {record.date}"
+    figure.text(_RIGHT, 0.955, head, fontsize=9, color=_MUTED, ha="right", parse_math=False)
     figure.add_artist(_line(0.945))
     figure.add_artist(_line(0.045))
     figure.text(_LEFT, 0.027, DISCLAIMER, fontsize=8.5, weight="bold")
@@ -151,7 +152,8 @@ def _frame(figure: Figure, record: RunRecord, page: str) -> None:
 
 def _verdict(figure: Figure, finding: Finding, place: int, count: int) -> None:
     colour = _HIGH if finding.is_abnormal else _LOW
-    figure.text(_LEFT, 0.905, f"{_capital(finding.label)}: {_word(finding)}", fontsize=17, weight="bold", color=colour)
+    title = f"{_capital(textwrap.shorten(finding.label, 40))}: {_word(finding)}"
+    figure.text(_LEFT, 0.905, title, fontsize=17, weight="bold", color=colour, parse_math=False)
     among = f"; number {place} of {count} scans, worst first" if count > 1 else ""
     figure.text(_LEFT, 0.881, f"{_capital(finding.rank)}{among}.", fontsize=10)
 
@@ -195,7 +197,7 @@ def _settings(figure: Figure, y: float, record: RunRecord) -> None:
 def _rows(figure: Figure, x: float, y: float, rows: Sequence[tuple[str, str]]) -> None:
     for number, (name, value) in enumerate(rows):
         figure.text(x, y - number * 0.0185, name, fontsize=8.5, color=_MUTED)
-        figure.text(x + 0.135, y - number * 0.0185, textwrap.shorten(value, 48), fontsize=8.5)
+        figure.text(x + 0.135, y - number * 0.0185, textwrap.shorten(value, 48), fontsize=8.5, parse_math=False)
 
 
 def _paragraph(
@@ -209,6 +211,7 @@ def _paragraph(
         fontsize=size,
         va="top",
         linespacing=1.35,
+        parse_math=False,
     )
 
 
@@ -217,7 +220,7 @@ def _picture(figure: Figure, place: tuple[float, float, float, float], picture: 
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes.set_anchor("N")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=9, loc="left", color=_MUTED)
+    axes.set_title(title, fontsize=9, loc="left", color=_MUTED, parse_math=False)
 
 
 def _enlarged(finding: Finding, side: int) -> tuple[Scan, np.ndarray]:

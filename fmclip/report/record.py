@@ -1,4 +1,4 @@
-"""What was done, in one small JSON file: enough to do it again with the same scans, and nothing that names them."""
+"""What was done, in one small JSON file: to do it again with the same scans, or why not; nothing that names them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ MAX_CHARS = 2**20
 VERSIONS = ("python", "fmclip", "code", "torch", "timm", "open_clip_torch", "peft", "numpy")
 PRESETS = ("fast", "full", "paper")
 OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
+
+MARKED = "regions were marked as normal by hand"
+ABNORMALS = "abnormal scans were learned from, which run.json does not hold"
+STOPPED = "the training was stopped before its end"
+LONGER = "the training was made longer after its end"
+UNDER_WAY = "the training was still under way"
 
 _UNUSABLE = "This is no run.json of fmclip, or it is damaged. Export it again."
 
@@ -61,6 +67,8 @@ class RunRecord:
         queries: The scans that were mapped.
         versions: Of the program and of the libraries whose numbers may differ.
         date: Day of the export, ISO.
+        not_repeatable: Why the scans and settings alone do not give this adapter again, in words; "" if they do as far
+            as is known (an adapter file does not say whether its training was stopped).
     """
 
     method: str
@@ -73,6 +81,7 @@ class RunRecord:
     queries: tuple[ScanRecord, ...]
     versions: dict[str, str | None]
     date: str
+    not_repeatable: str = ""
 
     @classmethod
     def of(
@@ -83,6 +92,7 @@ class RunRecord:
         *,
         references: Sequence[Scan] = (),
         window: str | None = None,
+        not_repeatable: str = "",
     ) -> RunRecord:
         """Describe a fitted detector and what it found.
 
@@ -92,6 +102,7 @@ class RunRecord:
             queries: What it was asked about, with the scores.
             references: The scans that it was fitted to; () where they are not at hand.
             window: Name of the window that the scans were read with.
+            not_repeatable: What is known of the training beyond what the detector itself shows; see `RunRecord`.
         """
         from fmclip.evaluation.environment import environment
 
@@ -107,20 +118,13 @@ class RunRecord:
             queries=tuple(queries),
             versions={name: here[name] for name in VERSIONS},
             date=here["date"],
+            not_repeatable=not_repeatable or _beyond_the_config(detector),
         )
 
     @property
     def preset(self) -> str:
         """Name of the preset whose settings these are ("full"), `OWN_SETTINGS`, or `NOT_TRAINED`."""
-        config_class: Any = type(self.config)
-        presets = [
-            config_class.preset(name, scan_type=self.config.scan_type, seed=self.config.seed) for name in PRESETS
-        ]
-        if presets[0] == presets[-1]:
-            return NOT_TRAINED
-        return next(
-            (name for name, preset in zip(PRESETS, presets, strict=True) if preset == self.config), OWN_SETTINGS
-        )
+        return preset_of(self.config)
 
     def describe(self) -> list[tuple[str, str]]:
         """Word the settings for a person: (name, value) rows."""
@@ -128,6 +132,7 @@ class RunRecord:
             ("Scan type", self.config.scan_type),
             ("Method", self.method),
             ("Training", self.preset),
+            *([("Cannot be done again", self.not_repeatable)] if self.not_repeatable else []),
             ("Seed", str(self.config.seed)),
             ("Reference scans", str(len(self.calibration.reference_scores))),
             ("Threshold rule", self.calibration.rule),
@@ -168,9 +173,34 @@ class RunRecord:
             values["versions"] = {name: str(_object(values["versions"])[name]) for name in VERSIONS}
             for name in ("tower", "tower_identity", "date"):
                 values[name] = str(values[name])[:200]
+            values["not_repeatable"] = str(values.get("not_repeatable", ""))[:200]
             return cls(**values)
         except (FmclipError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise FmclipError(_UNUSABLE) from error
+
+
+def preset_of(config: DetectorConfig) -> str:
+    """Name the preset that a config is, see `RunRecord.preset`."""
+    config_class: Any = type(config)
+    presets = [config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in PRESETS]
+    if presets[0] == presets[-1]:
+        return NOT_TRAINED
+    return next((name for name, preset in zip(PRESETS, presets, strict=True) if preset == config), OWN_SETTINGS)
+
+
+def _beyond_the_config(detector: Detector) -> str:
+    """What a fitted detector shows of a fit that its config and references do not tell of; "" for nothing."""
+    memory = getattr(detector, "memory_", None)
+    if memory is not None and memory.regions:
+        return MARKED
+    if detector.uses_abnormals == "required":
+        return ABNORMALS
+    is_untrained = getattr(detector, "network_", detector) is None
+    if is_untrained and any(
+        stage.startswith("stage") for stage, _ in detector.config.plan(len(detector.reference_scores_ or ()))
+    ):
+        return STOPPED
+    return ""
 
 
 def _object(value: Any) -> dict[str, Any]:

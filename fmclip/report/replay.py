@@ -10,7 +10,7 @@ from fmclip.calibration import require_references
 from fmclip.detectors import DETECTORS, OnEvent
 from fmclip.errors import FmclipError, ScanError
 from fmclip.report.record import RunRecord, ScanRecord
-from fmclip.scans import Scan, parse_window, read_scan, shrink
+from fmclip.scans import Scan, parse_window, read_scan, read_scans, shrink
 from fmclip.towers import Tower
 
 TOLERANCE = 1e-3
@@ -25,11 +25,13 @@ class Replay:
         scores: (label, score then, score now) of each query that was found again.
         missing: Labels of the queries that were not among the files.
         largest: Largest difference of two scores, the threshold included.
+        notes: What is wrong with files that were left out, by their place.
         agrees: Whether all queries were found and no score differs by more than `TOLERANCE`.
     """
 
     scores: tuple[tuple[str, float, float], ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...]
     largest: float
     agrees: bool
 
@@ -40,6 +42,7 @@ def replay(
     queries: Sequence[Path],
     tower: Tower,
     *,
+    slice_index: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Replay:
     """Adapt and map again, and compare.
@@ -50,20 +53,24 @@ def replay(
             their digests. Where it does not (it was made from an adapter file), all of them are learned from.
         queries: Files with the queries among them.
         tower: The tower that the record names.
+        slice_index: Slice or frame of the references, where the record does not hold their digests; None: the middle.
         on_event: Hears the events of the fit.
 
     Returns:
         The comparison.
 
     Raises:
-        FmclipError: The tower is another one, or reference scans are missing or have other pixels.
+        FmclipError: The run cannot be done again, the tower is another one, or reference scans are missing or have
+            other pixels.
     """
+    if record.not_repeatable:
+        raise FmclipError(f"This run cannot be done again from its scans and settings: {record.not_repeatable}.")
     if tower.identity != record.tower_identity:
         raise FmclipError(
             f"This is not the tower of the run: {record.tower} has identity {record.tower_identity[:12]}, the one "
             f"given {tower.identity[:12]}. Choose the same weights with --tower."
         )
-    normals = _references(record, references)
+    normals, notes = _references(record, references, slice_index)
     detector = DETECTORS[record.method](tower, record.config)
     detector.fit(normals, on_event=on_event)
     found, missing = _find(record.queries, queries, record.window)
@@ -76,18 +83,17 @@ def replay(
     apart = [abs(one - other) for _, one, other in scores] + [abs(a - b) for a, b in zip(then, now, strict=False)]
     largest = max(apart, default=0.0)
     agrees = not missing and len(then) == len(now) and largest <= TOLERANCE
-    return Replay(scores, tuple(one.label for one in missing), largest, agrees)
+    return Replay(scores, tuple(one.label for one in missing), notes, largest, agrees)
 
 
-def _references(record: RunRecord, files: Sequence[Path]) -> list[Scan]:
-    """The scans that were learned from, in their order."""
-    if not record.references:
-        scans = [
-            read_scan(path, label=f"reference {n}", window=parse_window(record.window))
-            for n, path in enumerate(files, 1)
-        ]
+def _references(
+    record: RunRecord, files: Sequence[Path], slice_index: int | None
+) -> tuple[list[Scan], tuple[str, ...]]:
+    """The scans that were learned from, in their order, and what is wrong with files that were left out."""
+    if not record.references:  # read as `adapt` read them
+        scans, errors = read_scans(files, slice_index=slice_index, window=parse_window(record.window))
         require_references(scans)
-        return scans
+        return scans, tuple(f"Of the references, {error}" for error in errors)
     found, missing = _find(record.references, files, record.window)
     if missing:
         labels = ", ".join(one.label for one in missing)
@@ -95,7 +101,7 @@ def _references(record: RunRecord, files: Sequence[Path]) -> list[Scan]:
             f"Of {len(record.references)} reference scans {len(missing)} are not among the files, or their pixels "
             f"differ: {labels}. Give the folder with the very same files."
         )
-    return [scan for _, scan in found]
+    return [scan for _, scan in found], ()
 
 
 def _find(

@@ -223,9 +223,9 @@ def _source(dataset: Dataset, frame: int, frames: int) -> Source:
         frame=frame + 1 if frames > 1 else None,
         frame_of_reference=frame_of_reference,
         position=_numbers(_setting(dataset, frame, "ImagePositionPatient"), 3),
-        orientation=_numbers(_setting(dataset, frame, "ImageOrientationPatient"), 6),
-        spacing=_numbers(_setting(dataset, frame, "PixelSpacing"), 2),
-        thickness=thickness if thickness and thickness > 0 else None,
+        orientation=_directions(_setting(dataset, frame, "ImageOrientationPatient")),
+        spacing=_lengths(_setting(dataset, frame, "PixelSpacing")),
+        thickness=thickness if thickness and _is_length(thickness) else None,
     )
     is_complete = bool(study and series and instance and sop_class)
     return Source(shape, slice_index, dicom_affine(reference), reference if is_complete else None)
@@ -242,6 +242,26 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
         return None
     numbers = tuple(_number(one) for one in value)
     return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def _directions(value: Any) -> tuple[float, ...] | None:
+    """Return the directions of a row and of a column; None if they are no two unit vectors at right angles."""
+    numbers = _numbers(value, 6)
+    if numbers is None:
+        return None
+    vectors = np.array(numbers).reshape(2, 3)
+    return numbers if np.allclose(vectors @ vectors.T, np.eye(2), atol=0.01) else None
+
+
+def _lengths(value: Any) -> tuple[float, ...] | None:
+    """Return two lengths in mm; None if one of them can be none."""
+    numbers = _numbers(value, 2)
+    return numbers if numbers is not None and all(map(_is_length, numbers)) else None
+
+
+def _is_length(value: float) -> bool:
+    """Whether a pixel or slice may be so many mm long: a nanometre to a kilometre, which single precision holds."""
+    return 1e-6 <= value <= 1e6
 
 
 def _number(value: Any) -> float | None:

@@ -44,6 +44,22 @@ def test_six_layers_of_bert_compute_what_distilbert_does():
         put_distilbert(distil.state_dict() | {"strange.weight": torch.zeros(1)}, bert)
 
 
+def test_norms_of_several_processes_keep_their_activations():
+    from timm.layers import BatchNormAct2d
+
+    from fmclip.contrastive.models import synchronise_batch_norms
+
+    model = model_of("start=tiny-resnet", "train_image=all", "train_text=all").eval()
+    model.model.visual = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), BatchNormAct2d(4), torch.nn.Flatten())
+    model.eval()
+    pixels = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        before = model.encode_images(pixels)
+        synchronised = synchronise_batch_norms(model)
+        assert isinstance(synchronised.model.visual[1], torch.nn.SyncBatchNorm)
+        assert torch.allclose(synchronised.encode_images(pixels), before, atol=1e-6)
+
+
 def test_attention_is_packed_again_as_open_clip_stores_it():
     split, packed = new_tower("tiny").model.state_dict(), pack_attention(new_tower("tiny").model.state_dict())
     assert packed["visual.transformer.resblocks.0.attn.in_proj_weight"].shape == (96, 32)

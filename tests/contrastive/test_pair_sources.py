@@ -46,6 +46,26 @@ def test_a_table_without_the_column_says_which(tmp_path):
         listed(path=str(tmp_path / "pairs.csv"))
 
 
+def test_a_table_that_does_not_tell_patients_apart_is_refused_unless_asked_for(tmp_path):
+    (tmp_path / "pairs.csv").write_text("path,text,patient_id\na.png,hello,1\nb.png,hello,1\n")
+    path = str(tmp_path / "pairs.csv")
+    with pytest.raises(PairError, match=r"no column 'patientid'.*pairs\.patient_column"):
+        listed(path=path)
+    assert [pair.patient for pair in listed(path=path, patient_column="patient_id")] == ["1", "1"]
+    assert len({pair.patient for pair in listed(path=path, patient_column="")}) == 2
+
+
+def test_the_patient_with_number_0_is_one_patient(tmp_path):
+    rows = [{"path": f"{n}.png", "text": "a", "patientid": patient} for n, patient in enumerate((0, 0, None, " "))]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second, *own = (pair.patient for pair in listed(path=str(tmp_path / "pairs.jsonl")))
+    assert first == second == "0"
+    assert len({first, *own}) == 3
+    facts = json.dumps({"caption": "a", "patientid": 0}).encode()
+    write_shard(tmp_path / "a.tar", [("0.json", facts), ("0.jpg", b""), ("1.json", facts), ("1.jpg", b"")])
+    assert {pair.patient for pair in listed(format="webdataset", path=str(tmp_path))} == {"0"}
+
+
 def test_roco_captions_images_and_articles(tmp_path):
     for split, first in (("train", 0), ("validation", 10), ("test", 20)):
         folder = tmp_path / "data" / split / "radiology"
@@ -71,10 +91,18 @@ def test_the_second_version_of_roco(tmp_path):
         (tmp_path / split).mkdir()
         (tmp_path / f"{split}_captions.csv").write_text(f'ID,Caption\nROCOv2_{split}_1,"A scan, of the {split} part"\n')
         (tmp_path / split / f"ROCOv2_{split}_1.jpg").write_bytes(encoded(1, "JPEG"))
-    pairs = listed(format="roco", path=str(tmp_path))
+    with pytest.raises(PairError, match="which article"):
+        listed(format="roco", path=str(tmp_path))
+    pairs = listed(format="roco", path=str(tmp_path), patient_column="")
     assert {pair.split for pair in pairs} == {"train", "val", "test"}
     assert pairs[0].text == "A scan, of the test part"
     assert len(collect(pairs).pairs) == 3
+
+
+def test_articles_may_stand_beside_the_captions(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train_captions.csv").write_text("ID,Caption,PMCID\na,A scan,PMC7\nb,Another,PMC7\nc,A third,\n")
+    assert [pair.patient for pair in listed(format="roco", path=str(tmp_path))] == ["PMC7", "PMC7", "c"]
 
 
 def write_shard(path, samples):

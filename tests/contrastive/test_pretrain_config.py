@@ -41,6 +41,8 @@ def test_overrides_find_their_section_and_type():
         ("epochs", "KEY=VALUE"),
         ("epochs=many", "must be int"),
         ("loss=triplet", "one of infonce, siglip"),
+        ("lr=[1", "value of 'lr' is not readable"),
+        ("pairs=foo", "pairs must be a mapping"),
         ("lr=-1", "lr must be above 0"),
         ("batch_size=1", "at least 2"),
         ("name=../elsewhere", "plain folder name"),
@@ -97,6 +99,17 @@ def test_depths_of_a_cnn_follow_its_stages():
     ]
     names += ["visual.trunk.bn2.weight", "visual.head.proj.weight"]
     assert list(layer_depths(names).values()) == [0, 1, 2, 3, 3]
+
+
+def test_a_section_that_is_no_mapping_takes_no_setting():
+    with pytest.raises(PairError, match="pairs must be a mapping"):
+        load_config("mini-align", ["pairs=foo", "pairs.path=a.csv"])
+
+
+def test_embeddings_declared_after_the_blocks_are_the_first_layer():
+    names = ["positional_embedding", "transformer.resblocks.0.ln_1.weight", "transformer.resblocks.1.ln_1.weight"]
+    names += ["token_embedding.weight", "ln_final.weight"]  # the order of open_clip's CLIP
+    assert list(layer_depths(names).values()) == [0, 1, 2, 0, 3]
 
 
 def test_early_stopping_wants_a_real_gain():

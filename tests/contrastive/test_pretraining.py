@@ -133,6 +133,14 @@ def test_a_checkpoint_of_other_settings_is_refused(settings):
     folder, _ = run(settings("epochs=1"))
     with pytest.raises(PairError, match="other pairs or settings"):
         run(settings("epochs=1", "lr=5e-3"), resume=find_checkpoint(folder))
+    table = run_folder(settings()).parent / "other.csv"
+    lines = Path(settings().pairs.path).read_text().replace("round bright spot", "square bright spot")
+    table.write_text(lines)
+    with pytest.raises(PairError, match="other pairs or settings"):
+        run(
+            settings("epochs=1", f"pairs.path={table}", f"root={Path(settings().pairs.path).parent}"),
+            resume=find_checkpoint(folder),
+        )
     file = find_checkpoint(folder)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(PairError, match="damaged"):
@@ -210,6 +218,30 @@ def test_temperature_and_loss_are_logged(settings):
     assert float(rows[0]["temperature"]) == pytest.approx(0.05, rel=0.02)
     assert all(float(row["pairs_per_second"]) > 0 for row in rows if row["loss"])
     assert sum(bool(row["val_loss"]) for row in rows) == 2
+
+
+def test_a_temperature_at_its_limit_can_leave_it_again():
+    from fmclip.contrastive.config import load_config
+    from fmclip.contrastive.models import PairModel
+    from fmclip.contrastive.step import contrastive_loss
+
+    config = load_config("mini-align", ["start=tiny", "train_image=all", "train_text=all", "temperature=0.001"])
+    model = PairModel(config.model, config.optimisation)
+    assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+    image, text = torch.eye(4), torch.eye(4).roll(1, dims=0)  # all wrong: a lower scale would be better
+    contrastive_loss(model, image, text, torch.arange(4), config.optimisation).backward()
+    assert model.logit_scale.grad.item() > 0
+    with torch.no_grad():
+        model.logit_scale.add_(3)
+    model.limit_temperature()
+    assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_a_device_that_is_not_there_is_refused(settings, device):
+    with pytest.raises(PairError, match=r"There is no (device )?'?(cuda|gpu)"):
+        pretrain(settings(), device=device)
 
 
 def test_a_batch_that_does_not_divide_is_refused(settings, monkeypatch):

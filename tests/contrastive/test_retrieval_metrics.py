@@ -55,6 +55,16 @@ def test_metrics_equal_a_brute_force_reference(labels, chunk):
     assert found["image_to_text"].candidates == len(rows)  # a repeated text is one candidate
 
 
+def test_embeddings_that_are_no_numbers_are_refused():
+    image, text = embeddings(5, 1), embeddings(5, 2)
+    for broken in (image, text):
+        kept = broken[2, 0].clone()
+        broken[2, 0] = math.nan
+        with pytest.raises(PairError, match="not numbers"):
+            both_directions(image, text, range(5))
+        broken[2, 0] = kept
+
+
 def test_a_model_that_embeds_everything_alike_scores_no_better_than_last():
     same = F.normalize(torch.ones(20, 4), dim=-1)
     found = both_directions(same, same, range(20))

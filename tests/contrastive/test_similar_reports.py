@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -31,9 +32,31 @@ def test_equal_texts_are_found_once_and_counted(tmp_path):
     index.save(tmp_path / "index.safetensors")
     again = load_index(tmp_path / "index.safetensors", tower="a tower")
     found = again.search(torch.tensor([0.9, 0.4, 0.0]), k=2)
-    assert [(match.text, match.count) for match in found] == [("one", 2), ("two", 1)]
+    assert [(match.text, match.count) for match in found] == [("one", 1), ("two", 1)]
     assert found[0].cosine == pytest.approx(0.9, abs=1e-3)
     assert again.search(torch.tensor([1.0, 0.0, 0.0]), k=1, among="image")[0].text == "three"
+
+
+def test_one_text_below_many_images_hides_no_other_text():
+    rows = torch.eye(2)[[0] * 300 + [1, 1]]
+    index = make_index(rows, rows, ["common"] * 300 + ["rare", "other"], "a tower", "crop")
+    for among, common in (("text", 1), ("image", 300)):
+        found = index.search(torch.tensor([1.0, 0.1]), k=3, among=among)
+        assert {(match.text, match.count) for match in found} == {("common", common), ("rare", 1), ("other", 1)}
+
+
+def test_captions_with_formulas_are_drawn_as_they_stand(tiny_tower, tmp_path):
+    from fmclip.contrastive.figures import cam_figure, image_grid, text_grid
+    from fmclip.contrastive.pairs import ImageFile, Pair
+    from fmclip.contrastive.runs import Embedded
+
+    cv2.imwrite(str(tmp_path / "a.png"), draw_picture(0))
+    pairs = [Pair(str(n), ImageFile(tmp_path / "a.png"), f"a dose of $\\foo_{n}$ $", "p") for n in range(2)]
+    embedded = Embedded(pairs, torch.eye(2, 32), torch.eye(2, 32))
+    size = tiny_tower.image_size
+    figures = text_grid(embedded, size, "crop"), image_grid(embedded, size, "crop")
+    for figure in (*figures, cam_figure(tiny_tower, embedded, "crop")):
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_files_that_are_no_index_are_refused(tmp_path):
