@@ -58,11 +58,8 @@ def offer(visitor: Visitor, name: str) -> Iterator[dict[str, Any]]:
     findings, record = _taken(visitor)
     yield {"export_note": html.note("Writing the files …"), name: gr.update(interactive=False)}
     file = new_file(FILES[name][0], f"fmclip-{name}")
-    try:
+    with visitor.writing(file):
         (write_report if name == "report" else write_bundle)(file, findings, record)
-    except Exception:
-        delete(file)
-        raise
     delete(visitor.exports.get(name))
     visitor.exports[name] = str(file)
     yield {
