@@ -57,7 +57,7 @@ def offer(visitor: Visitor, name: str) -> Iterator[dict[str, Any]]:
 
     findings, record = _taken(visitor)
     yield {"export_note": html.note("Writing the files …"), name: gr.update(interactive=False)}
-    file = new_file(FILES[name][0], f"fmclip-{name}")
+    file = new_file(FILES[name][0], name)
     with visitor.writing(file):
         (write_report if name == "report" else write_bundle)(file, findings, record)
     delete(visitor.exports.get(name))

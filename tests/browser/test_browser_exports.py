@@ -26,6 +26,7 @@ def test_report_and_zip_are_saved_with_one_click_each(visitor: Page):
     expect(visitor.locator("#cards .fm-card").first).to_be_visible(timeout=LONG)
     visitor.click("#stop")
     expect(visitor.locator("#status")).to_contain_text("Stopped", timeout=LONG)
+    expect(visitor.locator("#waiting")).not_to_contain_text("mapped so far")  # the last queries come after the stop
     count = visitor.locator("#cards .fm-card").count()
 
     expect(visitor.get_by_role("button", name="Download report")).to_have_count(1)  # the one with the file is unseen
