@@ -46,6 +46,7 @@ def taken(handlers: Handlers, name: str) -> Path:
 def test_the_report_is_a_pdf_with_a_name_that_nobody_guesses(handlers, tmp_path):
     file = taken(handlers, "report")
     assert file.read_bytes().startswith(b"%PDF")
+    assert file.name.startswith("fmclip-report-")
     assert len(file.parent.name) == 32
     assert tmp_path / "cache" in file.parents
 
