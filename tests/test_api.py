@@ -12,17 +12,11 @@ from page_scans import CPU, pictures, save_picture
 
 import app
 from fmclip.errors import FmclipError
-from fmclip.page import api, uploads
+from fmclip.page import api
 from fmclip.page.tower import TowerLoader
 from fmclip.session import Session
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

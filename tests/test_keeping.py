@@ -23,17 +23,6 @@ TOKEN = "hf_verysecret"
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def visitors() -> Visitors:
-    return Visitors(lambda: Session("tiny", "cpu"))
-
-
-@pytest.fixture
 def page(visitors, cache) -> Handlers:
     return Handlers(visitors, [], CPU)
 

@@ -18,13 +18,6 @@ from fmclip.session import Finding, Progress, Session
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An upload folder like gradio's."""
-    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def upload(cache: Path, folder: str, name: str, content: bytes) -> str:
     path = cache / folder / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,27 +3,23 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from page_scans import CPU, ME, PLAIN, event, pictures, save_picture, shown
 from scan_files import write_nifti
 
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
 from fmclip.errors import FmclipError
-from fmclip.page import answers, uploads
+from fmclip.page import answers
 from fmclip.page.cases import Case
 from fmclip.page.handlers import Handlers
 from fmclip.page.visitors import Visitors
 from fmclip.session import Session
 
-ME = "me"
-PLAIN = ("middle", "as stored")
 RESTING = ("adapt", "load", "clear_references", "remove_marked", "remove_suspects", "case-discs")
-CPU = SimpleNamespace(has_gpu=False, describe=lambda: "a tower")
 
 
 class Fast(PatchMemory):
@@ -54,12 +50,6 @@ def gate(monkeypatch):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def visitors(gate) -> Visitors:
     return Visitors(lambda: Session("tiny", "cpu"))
 
@@ -71,18 +61,6 @@ def handlers(visitors, cache, tmp_path) -> Handlers:
         save_picture(path, seed)
     case = Case("discs", "Discs", "brain MRI", "Made up.", tuple(files[:4]), tuple(files[4:]), ("normal", "a lesion"))
     return Handlers(visitors, [case], CPU)
-
-
-def save_picture(path, seed: int) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (64, 64), dtype=np.uint8)
-    pixels[:20] //= 4  # so that all are of one kind
-    Image.fromarray(pixels).save(path)
-    return str(path)
-
-
-def pictures(cache, *seeds: int) -> list[str]:
-    return [save_picture(cache / f"upload{seed}" / f"Mustermann{seed}.png", seed) for seed in seeds]
 
 
 def damaged(cache) -> str:
@@ -101,21 +79,6 @@ def volumes(cache, *seeds: int) -> list[str]:
         values = np.random.default_rng(seed).uniform(-900, 100, (40, 40, 5))
         paths.append(str(write_nifti(path, values.astype(np.float32))))
     return paths
-
-
-def shown(*updates: Iterable) -> dict:
-    """What the parts of the page show after all these updates."""
-    page: dict = {}
-    for one in updates:
-        for step in [one] if isinstance(one, dict) else one:
-            for name, value in step.items():
-                is_update = isinstance(value, dict) and value.get("__type__") == "update"
-                page[name] = {**(page.get(name) or {}), **value} if is_update else value
-    return page
-
-
-def event(**data) -> SimpleNamespace:
-    return SimpleNamespace(_data=data)
 
 
 def start(handlers: Handlers) -> tuple[threading.Thread, list[dict]]:

@@ -6,22 +6,8 @@ from page_scans import CPU, ME, PLAIN, event, pictures, shown
 
 from fmclip.detectors import DETECTORS
 from fmclip.detectors.madclip import MadCLIP
-from fmclip.page import uploads
 from fmclip.page.handlers import Handlers
 from fmclip.page.teaching import Teaching
-from fmclip.page.visitors import Visitors
-from fmclip.session import Session
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def visitors() -> Visitors:
-    return Visitors(lambda: Session("tiny", "cpu"))
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Step 3's closer look on the tiny tower, without a browser: colours, why, and false alarms that are called normal."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from page_scans import CPU, ME, event, shown
 from PIL import Image
 
 from fmclip.colours import COLOUR_MAPS
@@ -18,9 +18,7 @@ from fmclip.page.visitors import Visitors
 from fmclip.scans import Scan
 from fmclip.session import Session
 
-ME = "me"
 TRAINING = ("brain MRI", "fast")
-CPU = SimpleNamespace(has_gpu=False, describe=lambda: "a tower")
 SPOT = (slice(16, 40), slice(4, 28))
 
 
@@ -67,21 +65,6 @@ def reviewing(handlers) -> Reviewing:
     handlers.load_case("discs", ME)
     shown(handlers.adapt(*TRAINING, ME))
     return Reviewing(handlers)
-
-
-def shown(*updates) -> dict:
-    """What the parts of the page show after all these updates."""
-    page: dict = {}
-    for one in updates:
-        for step in [one] if isinstance(one, dict) else one:
-            for name, value in step.items():
-                is_update = isinstance(value, dict) and value.get("__type__") == "update"
-                page[name] = {**(page.get(name) or {}), **value} if is_update else value
-    return page
-
-
-def event(**data) -> SimpleNamespace:
-    return SimpleNamespace(_data=data)
 
 
 def no_forward_pass(monkeypatch) -> None:
