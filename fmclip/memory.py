@@ -134,12 +134,12 @@ class ReferenceMemory:
             features: One [B, C_j, H_j, W_j] for each level.
             own: [B] or [B, S] indices of the reference scans that each scan is or was made from (its own and the donor
                 of a pasted patch); these are left out. None if none.
-            residuals: Whether the residuals of the views that show appearance (not the mirror view's) are wanted;
+            residuals: Whether the residuals of the views that show appearance are wanted;
                 gradients flow through them into `features`.
 
         Returns:
             distances [B, V, h, w] to the nearest reference patch, in units of `scale`; residuals, one [B, C_v, h, w]
-            for each view but the mirror view: whitened patch minus nearest whitened reference patch, in units of
+            for each view that shows appearance: whitened patch minus nearest whitened reference patch, in units of
             `scale`.
         """
         distances, differences = [], []
@@ -154,7 +154,7 @@ class ReferenceMemory:
             apart = difference.detach().norm(dim=1)
             apart = self.search.distance(patches.detach(), bank, found, apart * scale, self.owner, left_out) / scale
             distances.append(apart.view(B, h, w))
-            if residuals and view.kind != "mirror":
+            if residuals and view.shows_appearance:
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 

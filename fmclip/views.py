@@ -8,6 +8,8 @@ Each kind, weight and reach was chosen on the tuning half (benchmarks/NOTES.md):
 - *mirror*: the direction minus the most alike direction around the place on the other side of the scan. Bodies are
   nearly symmetric and lesions seldom are. Normal asymmetry (the heart, a liver) is in the reference scans too, so the
   memory knows it.
+- *context*: the direction minus the mean of the most alike directions elsewhere in the same scan. Tissue of a kind
+  returns within a scan; what has nothing like it around is odd, however scanners and settings differ between scans.
 """
 
 from __future__ import annotations
@@ -29,21 +31,26 @@ class View:
 
     Attributes:
         level: Index into the tower's levels.
-        kind: "direction", "energy" or "mirror".
+        kind: "direction", "energy", "context" or "mirror".
         weight: Share in the weighted mean of the distances; need not sum to 1.
     """
 
     level: int
-    kind: Literal["direction", "energy", "mirror"]
+    kind: Literal["direction", "energy", "context", "mirror"]
     weight: float = 1.0
+
+    @property
+    def shows_appearance(self) -> bool:
+        """Whether it looks at the patch alone, and not at what is elsewhere in its scan."""
+        return self.kind in ("direction", "energy")
 
 
 def default_views(grids: Sequence[tuple[int, int]], levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
     The direction of each of `levels`, or of each level at least half as fine as the finest; the energy of the deepest
-    of these, which counts as much as its direction and twice as much as the others'; and the mirror view of the
-    deepest, which counts as much as all the others together.
+    of these, which counts as much as its direction and twice as much as the others'. The context and the mirror view
+    of the deepest count as much each as all of these together.
 
     Args:
         grids: (H_j, W_j) of each level, shallow to deep.
@@ -64,7 +71,8 @@ def default_views(grids: Sequence[tuple[int, int]], levels: Sequence[int] = ()) 
         View(deepest, "direction", 2.0),
         View(deepest, "energy", 2.0),
     ]
-    return (*appearance, View(deepest, "mirror", sum(view.weight for view in appearance)))
+    together = sum(view.weight for view in appearance)
+    return (*appearance, View(deepest, "context", together), View(deepest, "mirror", together))
 
 
 def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Tensor]:
@@ -82,8 +90,29 @@ def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Ten
     for view in views:
         look = features[view.level] if view.kind == "energy" else _direction(features[view.level])
         look = F.adaptive_avg_pool2d(look, (h, w))
-        found.append(look - mirror_match(look) if view.kind == "mirror" else look)
+        match = _MATCHES.get(view.kind)
+        found.append(look - match(look) if match else look)
     return found
+
+
+def context_match(look: Tensor) -> Tensor:
+    """Mean of the most alike features elsewhere in the same scan: [B, C, h, w] -> [B, C, h, w].
+
+    A twentieth of the places is averaged, so that a lesion of a few patches does not explain itself; the neighbours of
+    a place, which overlap it, are taken only where there is nothing else.
+    """
+    h, w = look.shape[-2:]
+    patches = look.flatten(2).transpose(1, 2)  # [B, h * w, C]
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    down, across = (max(1, round(side / 14)) for side in (h, w))
+    beside = ((rows - rows[:, None]).abs() <= down) & ((columns - columns[:, None]).abs() <= across)  # [h * w, h * w]
+    seen = patches.detach()
+    distances = torch.cdist(seen, seen)  # [B, h * w, h * w]
+    last = 1 + distances.amax(dim=(1, 2), keepdim=True)
+    distances = distances + last * beside.to(distances)
+    nearest = distances.topk(max(1, round(h * w / 20)), dim=2, largest=False).indices  # [B, h * w, n]
+    share = torch.zeros_like(distances).scatter(2, nearest, 1 / nearest.shape[2])
+    return (share @ patches).transpose(1, 2).view_as(look)
 
 
 def mirror_match(look: Tensor) -> Tensor:
@@ -111,10 +140,10 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     Near the midline a place is its own mirror image and its mirror view says nothing; there the mean of the other
     views stands in for it.
     """
-    appearance = [index for index, view in enumerate(views) if view.kind != "mirror"]
+    others = [index for index, view in enumerate(views) if view.kind != "mirror"]
     weights = distances.new_tensor([view.weight for view in views]).view(-1, 1, 1)  # [V, 1, 1]
-    mean = (distances * weights)[:, appearance].sum(dim=1) / weights[appearance].sum()  # [B, h, w]
-    if len(appearance) == len(views):
+    mean = (distances * weights)[:, others].sum(dim=1) / weights[others].sum()  # [B, h, w]
+    if len(others) == len(views):
         return mean
     middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]
     informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
@@ -139,3 +168,7 @@ def _reach(h: int, w: int) -> tuple[int, int]:
 
 def _is_mirror(views: Sequence[View], device: torch.device) -> Tensor:
     return torch.tensor([view.kind == "mirror" for view in views], device=device).view(-1, 1, 1)  # [V, 1, 1]
+
+
+_MATCHES = {"context": context_match, "mirror": mirror_match}
+"""What a view takes off the direction."""

@@ -73,9 +73,28 @@ def test_views_follow_the_grids():
         (0, "direction"),
         (1, "direction"),
         (1, "energy"),
+        (1, "context"),
         (1, "mirror"),
     ]
-    assert len(default_views([(16, 16)] * 3)) == 5
+    assert len(default_views([(16, 16)] * 3)) == 6
+
+
+def test_the_context_view_sees_what_is_normal_elsewhere_but_not_in_this_scan():
+    generator = torch.Generator().manual_seed(0)
+    tissues = torch.randn(6, 12, 1, 1, generator=generator)  # each reference is of another tissue all over
+    references = tissues + 0.3 * torch.randn(6, 12, 14, 14, generator=generator)
+    content = torch.ones(6, 224, 224, dtype=torch.bool)
+    views = (View(0, "direction"), View(0, "context"))
+    memory = ReferenceMemory.learn([references], content, views)
+    mixed = references[:1].clone()
+    mixed[:, :, 5:8, 2:4] = references[1:2, :, 5:8, 2:4]
+    (appearance, context), (was_appearance, was_context) = (
+        memory.compare([scan])[0][0] for scan in (mixed, references[:1])
+    )
+    assert (context - was_context)[5:8, 2:4].min() > 0.3
+    torch.testing.assert_close(appearance, was_appearance, atol=0.01, rtol=0)
+    assert memory.compare([mixed], residuals=True)[1][0].shape == (1, 12, 14, 14)  # the direction's alone
+    assert len(memory.compare([mixed], residuals=True)[1]) == 1
 
 
 def test_the_mirror_view_sees_what_one_side_has_and_the_other_lacks():

@@ -25,7 +25,7 @@ class FusionNetwork(nn.Module):
 
     Args:
         tower: Gives widths and token embeddings; not kept.
-        views: One alignment adapter for each, the mirror view apart: it speaks through the memory alone.
+        views: One alignment adapter for each that shows appearance; the others speak through the memory alone.
         config: Settings.
         generator: Draws the start.
 
@@ -37,7 +37,7 @@ class FusionNetwork(nn.Module):
         self, tower: Tower, views: Sequence[View], config: FusionMedCLIPConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.views = tuple(view for view in views if view.kind != "mirror")
+        self.views = tuple(view for view in views if view.shows_appearance)
         self.reads_residuals = config.features == "residual"
         self.prompts = PromptLearner(tower, config.scan_type, config.context_tokens)
         self.alignment = nn.ModuleList(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KINDS = {
     "direction": "pattern",
     "energy": "pattern and its strength",
+    "context": "against the rest of the scan",
     "mirror": "left against right",
 }
 """Views in words."""
