@@ -80,10 +80,13 @@ def k_nearest(
         left_out = left_out[:, None]  # [P, S]
     k = min(k, bank.shape[0])
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    found = [torch.empty(0, k, dtype=torch.long, device=bank.device)]
-    for start in range(0, patches.shape[0], CHUNK):
-        closeness = torch.addmm(-half_squares, patches[start : start + CHUNK], bank.T)  # [chunk, N]; largest is nearest
+    # a recorded graph has no loop over as many patches as there happen to be
+    chunks = [patches] if torch.compiler.is_exporting() else patches.split(CHUNK)
+    found = []
+    for number, chunk in enumerate(chunks):
+        closeness = torch.addmm(-half_squares, chunk, bank.T)  # [chunk, N]; largest is nearest
         if left_out is not None:
+            start = number * CHUNK
             for one in left_out[start : start + CHUNK].T:  # [chunk]
                 closeness.masked_fill_(one[:, None] == owner, -torch.inf)
         found.append(closeness.argmax(dim=1, keepdim=True) if k == 1 else closeness.topk(k, dim=1).indices)

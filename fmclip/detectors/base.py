@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
 from fmclip.detectors.events import OnEvent, ignore
-from fmclip.errors import NotFittedError, TowerError
+from fmclip.errors import ExportError, NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
@@ -160,6 +160,21 @@ class Detector(ABC):
         Raises:
             NotFittedError: Neither `fit` nor `load_state` was called.
         """
+
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Map letterboxed squares with tensor operations alone, so that they can be recorded as a graph.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1] on the tower's device, see `to_pixels`.
+            content: [B, S, S] bool, False on letterbox bars.
+
+        Returns:
+            Maps [B, S, S] float32 and scores [B] float64, both in [0, 1]: those of `predict`, on the square.
+
+        Raises:
+            ExportError: The method has no such form.
+        """
+        raise ExportError(f"The method {self.name} cannot be written as a graph; choose another method.")
 
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
