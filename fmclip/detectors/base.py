@@ -248,7 +248,7 @@ def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list
     return pixels.to(tower.device), content.to(tower.device), list(boxes)
 
 
-def batched_features(tower: Tower, pixels: Tensor) -> list[Tensor]:
-    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each level."""
-    parts = [tower.features(pixels[start : start + BATCH]) for start in range(0, pixels.shape[0], BATCH)]
+def batched_features(tower: Tower, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
+    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each of so many levels."""
+    parts = [tower.features(pixels[start : start + BATCH], levels) for start in range(0, pixels.shape[0], BATCH)]
     return [torch.cat(level) for level in zip(*parts, strict=True)]

@@ -43,7 +43,7 @@ from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, pa
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
-from fmclip.views import default_views
+from fmclip.views import default_views, levels_needed
 
 SHOWN_EXAMPLES = 8
 
@@ -209,7 +209,7 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def _settle(self, tower: Tower, network: FusionNetwork | None, pixels: Tensor, content: Tensor) -> None:
         """Make tower and network the ones that answer: memory and leave-one-out scores under them, in one go."""
-        features = batched_features(tower, pixels)
+        features = batched_features(tower, pixels, levels_needed(default_views(tower.grids)))
         if network is not None:
             features = network.refine(features)
         memory, honest = learn_memory(
@@ -279,8 +279,8 @@ class FusionMedCLIP(Detector):
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
-        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
-        features = self.adapted_.features(pixels)
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level in use."""
+        features = self.adapted_.features(pixels, levels_needed(self.memory_.views))
         return features if self.network_ is None else self.network_.refine(features)
 
     def _answer(

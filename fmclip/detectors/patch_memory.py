@@ -20,7 +20,7 @@ from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.search import Search
 from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
-from fmclip.views import View, default_views
+from fmclip.views import View, default_views, levels_needed
 
 Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
 
@@ -84,7 +84,7 @@ class PatchMemory(Detector):
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
         everything = torch.cat([pixels, *self._copies(pixels, content)])
-        features = batched_features(self.tower, everything)
+        features = batched_features(self.tower, everything, levels_needed(self._views()))
         self.memory_, distances = learn_memory(
             features,
             content.repeat(1 + self.config.copies, 1, 1),
@@ -150,8 +150,8 @@ class PatchMemory(Detector):
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
-        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
-        return self.tower.features(pixels)
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level in use."""
+        return self.tower.features(pixels, levels_needed(self.memory_.views))
 
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
