@@ -1,7 +1,7 @@
 """Batch norms folded into the convolutions in front of them: the same answers from fewer steps.
 
-In evaluation a batch norm multiplies and shifts each channel, which the convolution before it can do itself. A frozen CNN
-answers in two thirds of the time without them (benchmarks/NOTES.md).
+In evaluation a batch norm multiplies and shifts each channel, which the convolution before it can do itself. A frozen
+CNN answers in three quarters of the time without them (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Folded:
 def fold_batch_norms(visual: nn.Module, image_size: int) -> nn.Module:
     """Fold what can be folded, and prove it on a picture of noise.
 
-    Pairs are found by running the tower: a batch norm that was given the very output of a plain convolution. Layers with
-    LoRA are left as they are, since their output is a sum.
+    Pairs are found by running the tower: a batch norm that was given the very output of a plain convolution. Layers
+    with LoRA are left as they are, since their output is a sum.
 
     Args:
         visual: Image tower in evaluation mode; left untouched.
