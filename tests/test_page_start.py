@@ -5,7 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("torch", "open_clip", "timm", "transformers", "peft", "matplotlib", "highdicom", "sklearn", "onnx", "onnxruntime")
+HEAVY = (
+    "torch",
+    "open_clip",
+    "timm",
+    "transformers",
+    "peft",
+    "matplotlib",
+    "highdicom",
+    "sklearn",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def test_the_page_is_laid_out_without_torch():
