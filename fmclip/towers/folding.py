@@ -59,7 +59,7 @@ def fold_batch_norms(visual: nn.Module, image_size: int) -> nn.Module:
     folded: Any = share(visual)
     convolutions: dict[int, nn.Conv2d] = {}
     outputs: list[Tensor] = []  # kept alive, so that no two share an id
-    pairs: list[tuple[nn.Conv2d, str, nn.BatchNorm2d]] = []
+    pairs: list[tuple[nn.Conv2d, str, Any]] = []
     hooks = []
 
     def note_output(module: Any, _args: Any, out: Tensor) -> None:
