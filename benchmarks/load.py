@@ -25,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.speed import ROOT
+from benchmarks.cpu import ROOT
 
 QUERIES = 4
 

@@ -228,8 +228,9 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
+    import fmclip.export_cli
     import fmclip.pretraining_cli
-    import fmclip.replay_cli  # noqa: F401  (both add their commands)
+    import fmclip.replay_cli  # noqa: F401  (each adds its commands)
 
     app()
 

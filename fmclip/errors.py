@@ -29,6 +29,10 @@ class PairError(FmclipError):
     """Image-text pairs, their split, or the settings or files of a run of contrastive training cannot be used."""
 
 
+class ExportError(FmclipError):
+    """A detector cannot be written as a graph, or the file does not answer as the detector does."""
+
+
 class NotFittedError(FmclipError):
     """`predict` was called before `fit` or `load`."""
 

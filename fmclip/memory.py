@@ -42,6 +42,8 @@ class ReferenceMemory:
         references: k.
         search: How far a patch is from the bank.
         kept: [N], rows of the bank among all patches that were learned from; None after loading.
+        closest: For each view the nearest patch in another reference of each patch that was learned from, before the
+            whitening: found once, read by `learn` and `leave_one_out`; None after loading.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ReferenceMemory:
         references: int,
         search: Search | None = None,
         kept: Tensor | None = None,
+        closest: Sequence[Tensor] | None = None,
     ) -> None:
         self.views = tuple(views)
         self.bank = list(bank)
@@ -67,6 +70,7 @@ class ReferenceMemory:
         self.references = references
         self.search = search or Search()
         self.kept = kept
+        self.closest = closest
 
     @classmethod
     def learn(
@@ -104,11 +108,12 @@ class ReferenceMemory:
         bank = [_patches(one)[inside.flatten()] for one in seen]  # [N, C_v]
         picture, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
         owner = picture % k  # [N]
-        whitening = [_residual_whitening(one, owner, shrinkage) for one in bank]
+        closest = [nearest(one, one, owner, owner) for one in bank]  # [N]
+        whitening = [_whitening(one - one[rows], shrinkage) for one, rows in zip(bank, closest, strict=True)]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
         ones = torch.ones(len(views), device=bank[0].device)
         kept = torch.arange(len(owner), device=owner.device)
-        memory = cls(views, bank, owner, place, whitening, ones, ones, k, search, kept)
+        memory = cls(views, bank, owner, place, whitening, ones, ones, k, search, kept, closest)
         scans = [level[:k] for level in features]
         distances, _ = memory.compare(scans, own=torch.arange(k, device=owner.device))  # [k, V, h, w]
         largest = (distances * inside[:k, None]).flatten(2).amax(dim=2)  # [k, V]
@@ -235,13 +240,14 @@ class ReferenceMemory:
         if k < 3:
             return self.compare([level[:k] for level in features], own=torch.arange(k, device=self.owner.device))[0]
         assert self.kept is not None, "a memory from a file has no patches to learn again from"
+        assert self.closest is not None
         found = []
-        for look, scale in zip(view_features(features, self.views), self.scale, strict=True):
+        looks = view_features(features, self.views)
+        for look, scale, closest in zip(looks, self.scale, self.closest, strict=True):
             h, w = grid_of(look)
             every = _patches(look)  # [n * h * w, C]
             inside = patch_content(content, (h, w)).flatten()  # [n * h * w]
             patches, owner = every[inside], inside.nonzero()[:, 0] // (h * w) % k  # [N, C], [N]
-            closest = nearest(patches, patches, owner, owner)  # [N]
             own = []
             for scan in range(k):
                 rest, others = owner != scan, closest.clone()
@@ -335,13 +341,8 @@ def _patches(look: Tensor) -> Tensor:
     return look.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [B * h * w, C]
 
 
-def _residual_whitening(patches: Tensor, owner: Tensor, shrinkage: float) -> Tensor:
-    """[N, C] and the scan of each patch [N] -> [C, C] that makes leave-one-out residuals white (PCA basis)."""
-    return _whitening(patches - patches[nearest(patches, patches, owner, owner)], shrinkage)
-
-
 def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
-    """Residuals [N, C] -> [C, C] that makes them white (PCA basis)."""
+    """Leave-one-out residuals [N, C] -> [C, C] that makes them white (PCA basis)."""
     covariance = residual.T @ residual / residual.shape[0]  # [C, C]
     variance = covariance.diagonal().mean().clamp_min(1e-12)
     eye = torch.eye(covariance.shape[0], device=residual.device)

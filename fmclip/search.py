@@ -80,13 +80,16 @@ def k_nearest(
         left_out = left_out[:, None]  # [P, S]
     k = min(k, bank.shape[0])
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    found = [torch.empty(0, k, dtype=torch.long, device=bank.device)]
-    for start in range(0, patches.shape[0], CHUNK):
-        closeness = torch.addmm(-half_squares, patches[start : start + CHUNK], bank.T)  # [chunk, N]; largest is nearest
+    # a recorded graph has no loop over as many patches as there happen to be
+    chunks = [patches] if torch.compiler.is_exporting() else patches.split(CHUNK)
+    found = []
+    for number, chunk in enumerate(chunks):
+        closeness = torch.addmm(-half_squares, chunk, bank.T)  # [chunk, N]; largest is nearest
         if left_out is not None:
+            start = number * CHUNK
             for one in left_out[start : start + CHUNK].T:  # [chunk]
                 closeness.masked_fill_(one[:, None] == owner, -torch.inf)
-        found.append(closeness.argmax(dim=1, keepdim=True) if k == 1 else closeness.topk(k, dim=1).indices)
+        found.append(_largest(closeness) if k == 1 else closeness.topk(k, dim=1).indices)
     return torch.cat(found)
 
 
@@ -119,3 +122,10 @@ def greedy_coreset(patches: Tensor, size: int, generator: torch.Generator) -> Te
 def _norms(patches: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     """[P, C], [N, C], rows [P, n] -> distances [P, n], row by row, so that no [P, n, C] lies in memory."""
     return torch.stack([(patches - bank[one]).norm(dim=1) for one in rows.T], dim=1)
+
+
+def _largest(closeness: Tensor) -> Tensor:
+    """Column of the largest number of each row, the first of equal ones: [P, N] -> [P, 1]."""
+    if closeness.device.type != "cpu" or torch.compiler.is_exporting():
+        return closeness.argmax(dim=1, keepdim=True)
+    return torch.from_numpy(closeness.detach().numpy().argmax(axis=1))[:, None]  # six times as fast as torch's

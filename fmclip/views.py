@@ -75,11 +75,16 @@ def default_views(grids: Sequence[tuple[int, int]], levels: Sequence[int] = ()) 
     return (*appearance, View(deepest, "context", together), View(deepest, "mirror", together))
 
 
+def levels_needed(views: Sequence[View]) -> int:
+    """How many levels of a tower the views read, from the shallowest on."""
+    return 1 + max(view.level for view in views)
+
+
 def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Tensor]:
     """Features of each view on the coarsest of the views' grids.
 
     Args:
-        features: One [B, C_j, H_j, W_j] for each level of the tower.
+        features: One [B, C_j, H_j, W_j] for each level of the tower, at least the first `levels_needed`.
         views: V views.
 
     Returns:

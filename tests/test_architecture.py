@@ -17,8 +17,8 @@ ORDER = [
     {"findings", "learning", "hub"},
     {"in_use"},
     {"session", "evaluation"},
-    {"report", "contrastive"},
-    {"page", "cli", "replay_cli", "pretraining_cli", "__main__"},
+    {"report", "contrastive", "export"},
+    {"page", "cli", "replay_cli", "pretraining_cli", "export_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fmclip.calibration import distinct, require_references
 from fmclip.detectors.events import OnEvent, ignore
-from fmclip.errors import NotFittedError, TowerError
+from fmclip.errors import ExportError, NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
@@ -161,6 +161,21 @@ class Detector(ABC):
             NotFittedError: Neither `fit` nor `load_state` was called.
         """
 
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Map letterboxed squares with tensor operations alone, so that they can be recorded as a graph.
+
+        Args:
+            pixels: [B, 3, S, S] in [0, 1] on the tower's device, see `to_pixels`.
+            content: [B, S, S] bool, False on letterbox bars.
+
+        Returns:
+            Maps [B, S, S] float32 and scores [B] float64, both in [0, 1]: those of `predict`, on the square.
+
+        Raises:
+            ExportError: The method has no such form.
+        """
+        raise ExportError(f"The method {self.name} cannot be written as a graph; choose another method.")
+
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Map pictures that were synthesised on reference scans, each without its own reference.
@@ -233,7 +248,7 @@ def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list
     return pixels.to(tower.device), content.to(tower.device), list(boxes)
 
 
-def batched_features(tower: Tower, pixels: Tensor) -> list[Tensor]:
-    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each level."""
-    parts = [tower.features(pixels[start : start + BATCH]) for start in range(0, pixels.shape[0], BATCH)]
+def batched_features(tower: Tower, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
+    """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each of so many levels."""
+    parts = [tower.features(pixels[start : start + BATCH], levels) for start in range(0, pixels.shape[0], BATCH)]
     return [torch.cat(level) for level in zip(*parts, strict=True)]

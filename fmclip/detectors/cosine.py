@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
+from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.errors import CheckpointError
 from fmclip.maps import average_maps
 from fmclip.memory import patch_content
@@ -98,10 +98,13 @@ class Cosine(Detector):
         """Score each scan by 1 - cosine to the mean embedding, and map each patch likewise."""
         found: list[Prediction] = []
         for pixels, _, boxes in self._batches(scans):
-            scores = _log_odds(1 - self.tower.embed_images(pixels) @ self.mean_)
-            maps = self._map(self.tower.features(pixels), self.mean_patches_) + self.map_offset_
-            found += log_odds_predictions(maps, scores, boxes, self.tower.image_size)
+            found += log_odds_predictions(*self._answer(pixels), boxes, self.tower.image_size)
         return found
+
+    @torch.no_grad()
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores by the distance to the means."""
+        return square_answer(*self._answer(pixels), self.tower.image_size)
 
     def state(self) -> dict[str, Tensor]:
         """Mean embedding and mean patches."""
@@ -118,6 +121,11 @@ class Cosine(Detector):
         device = self.tower.device
         self.mean_, self.map_offset_ = state["mean"].to(device), float(state["map_offset"])
         self.mean_patches_ = [state[f"patches.{level}"].to(device) for level in range(len(self.tower.widths))]
+
+    def _answer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds of the map [B, h, w] and of the picture [B]."""
+        scores = _log_odds(1 - self.tower.embed_images(pixels) @ self.mean_)
+        return self._map(self.tower.features(pixels), self.mean_patches_) + self.map_offset_, scores
 
     def _map(self, features: Sequence[Tensor], means: Sequence[Tensor]) -> Tensor:
         """Log-odds [B, h, w] of the mean over the levels of 1 - cosine, on the grid of the finest."""

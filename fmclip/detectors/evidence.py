@@ -25,6 +25,11 @@ def image_scores(evidence: Tensor) -> Tensor:
     return evidence.flatten(1).amax(dim=1).double()  # double: large evidence must not all become 1
 
 
+def square_answer(evidence: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Evidence [B, h, w] as maps [B, size, size] and scores [B], both in [0, 1]."""
+    return resize_map(to_unit(evidence), (size, size)), to_unit(image_scores(evidence))
+
+
 def predictions(
     parts: Mapping[str, Tensor], evidence: Tensor, boxes: Sequence[Letterbox], size: int
 ) -> list[Prediction]:
@@ -36,15 +41,14 @@ def predictions(
         boxes: The way back for each scan.
         size: S, side of the letterboxed square.
     """
-    scores = to_unit(image_scores(evidence)).tolist()
-    full = _restore(evidence, boxes, size)
-    restored = {name: _restore(part, boxes, size) for name, part in parts.items()}
+    squares, scores = square_answer(evidence, size)
+    full = _restore(squares, boxes)
+    restored = {name: _restore(square_answer(part, size)[0], boxes) for name, part in parts.items()}
     return [
-        Prediction(map=full[i], score=float(scores[i]), parts={name: maps[i] for name, maps in restored.items()})
-        for i in range(len(boxes))
+        Prediction(map=full[i], score=float(score), parts={name: maps[i] for name, maps in restored.items()})
+        for i, score in enumerate(scores.tolist())
     ]
 
 
-def _restore(evidence: Tensor, boxes: Sequence[Letterbox], size: int) -> list[np.ndarray]:
-    squares = resize_map(to_unit(evidence), (size, size)).cpu().numpy()  # [B, S, S]
-    return [box.restore(square) for box, square in zip(boxes, squares, strict=True)]
+def _restore(squares: Tensor, boxes: Sequence[Letterbox]) -> list[np.ndarray]:
+    return [box.restore(square) for box, square in zip(boxes, squares.cpu().numpy(), strict=True)]

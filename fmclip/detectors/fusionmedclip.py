@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
-from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, to_unit
+from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, square_answer, to_unit
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
 from fmclip.detectors.training import (
@@ -43,7 +43,7 @@ from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, pa
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
-from fmclip.views import default_views
+from fmclip.views import default_views, levels_needed
 
 SHOWN_EXAMPLES = 8
 
@@ -123,6 +123,7 @@ class FusionMedCLIP(Detector):
         memory_: Patch memory of the references, under the tower in use.
         network_: Prompts, adapters and temperature; None while only the memory has been learned.
         adapted_: The tower in use: `tower` itself, or one with the LoRA of stage 3 merged.
+        prompts_: [2, D], both prompts as the text tower embeds them: once for all scans; None without a network.
         learned_level_: Mean over the references of the largest leave-one-out log-odds of the learned map.
     """
 
@@ -134,6 +135,7 @@ class FusionMedCLIP(Detector):
     memory_: ReferenceMemory
     network_: FusionNetwork | None = None
     adapted_: Tower
+    prompts_: Tensor | None = None
     learned_level_: float = 0.0
 
     def fit(
@@ -207,17 +209,19 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def _settle(self, tower: Tower, network: FusionNetwork | None, pixels: Tensor, content: Tensor) -> None:
         """Make tower and network the ones that answer: memory and leave-one-out scores under them, in one go."""
-        features = batched_features(tower, pixels)
+        features = batched_features(tower, pixels, levels_needed(default_views(tower.grids)))
         if network is not None:
             features = network.refine(features)
         memory, honest = learn_memory(
             features, content, self._learn, len(content), self.config.shrinkage, self.config.smoothing
         )
         own = torch.arange(len(content), device=pixels.device)
-        memory_maps, log_odds = self._maps(features, content, memory, network, own, honest)
+        prompts = None if network is None else network.prompts(self.tower)
+        memory_maps, log_odds = self._maps(features, content, memory, network, prompts, own, honest)
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         evidence = self._combine(memory_maps, log_odds, level, content)
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
+        self.prompts_ = prompts
         self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
 
     def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
@@ -230,6 +234,7 @@ class FusionMedCLIP(Detector):
         content: Tensor,
         memory: ReferenceMemory,
         network: FusionNetwork | None,
+        prompts: Tensor | None,
         own: Tensor | None = None,
         honest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -240,9 +245,9 @@ class FusionMedCLIP(Detector):
             residuals = [one * growth[:, view, None] for view, one in enumerate(residuals)]
             distances = honest
         memory_maps = memory_map(memory, distances, content, self.config.smoothing)
-        if network is None:
+        if network is None or prompts is None:
             return memory_maps, None
-        learned = smooth_map(network(features, residuals, network.prompts(self.tower)), self.config.smoothing)
+        learned = smooth_map(network(features, residuals, prompts), self.config.smoothing)
         inside = patch_content(content, grid_of(memory_maps))
         return memory_maps, torch.logit(learned * inside, eps=1e-6)  # lowest on bars
 
@@ -267,16 +272,22 @@ class FusionMedCLIP(Detector):
         return found
 
     @torch.no_grad()
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores by memory and learned map together."""
+        *_, evidence = self._answer(pixels, content)
+        return square_answer(evidence, self.tower.image_size)
+
+    @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
-        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
-        features = self.adapted_.features(pixels)
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level in use."""
+        features = self.adapted_.features(pixels, levels_needed(self.memory_.views))
         return features if self.network_ is None else self.network_.refine(features)
 
     def _answer(
         self, pixels: Tensor, content: Tensor, own: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         features = self.patch_features(pixels)
-        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, own)
+        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, self.prompts_, own)
         return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_, content)
 
     @torch.no_grad()
@@ -343,6 +354,8 @@ class FusionMedCLIP(Detector):
                 "The adapter file lacks parts or holds parts of the wrong size; adapt again."
             ) from error
         self.memory_, self.network_, self.adapted_, self.learned_level_ = memory, network, tower, level
+        with torch.no_grad():
+            self.prompts_ = None if network is None else network.prompts(self.tower)
 
 
 def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

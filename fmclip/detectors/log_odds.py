@@ -38,12 +38,16 @@ def log_odds_predictions(maps: Tensor, scores: Tensor, boxes: Sequence[Letterbox
         boxes: The way back for each scan.
         size: S, side of the letterboxed square.
     """
-    squares = resize_map(maps, (size, size)).sigmoid().float().cpu().numpy()  # [B, S, S]
-    chances = to_probability(scores)
+    squares, chances = square_answer(maps, scores, size)
     return [
         Prediction(map=box.restore(square), score=chance, parts={})
-        for box, square, chance in zip(boxes, squares, chances, strict=True)
+        for box, square, chance in zip(boxes, squares.cpu().numpy(), chances.tolist(), strict=True)
     ]
+
+
+def square_answer(maps: Tensor, scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Log-odds [B, h, w] and [B] as maps [B, size, size] and scores [B] in [0, 1]; double, so that high ones differ."""
+    return resize_map(maps, (size, size)).sigmoid().float(), scores.double().sigmoid()
 
 
 def to_probability(scores: Tensor) -> tuple[float, ...]:

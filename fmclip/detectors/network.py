@@ -64,10 +64,13 @@ class FusionNetwork(nn.Module):
         return network.to(tower.device)
 
     def refine(self, features: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-        """Block adapters over the features of each level (Eq. 9): [B, C_j, H_j, W_j] each -> the same shapes."""
+        """Block adapters over the features of each level (Eq. 9): [B, C_j, H_j, W_j] each -> the same shapes.
+
+        Levels that no view reads need not be given; their adapters rest.
+        """
         if len(self.block) == 0:
             return list(features)
-        return [adapter(level, generator) for adapter, level in zip(self.block, features, strict=True)]
+        return [adapter(level, generator) for adapter, level in zip(self.block, features, strict=False)]
 
     def forward(self, features: Sequence[Tensor], residuals: Sequence[Tensor], prompts: Tensor) -> Tensor:
         """Map what the alignment adapters read.

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.evidence import image_scores, predictions, to_unit
+from fmclip.detectors.evidence import image_scores, predictions, square_answer, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.search import Search
 from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
-from fmclip.views import View, default_views
+from fmclip.views import View, default_views, levels_needed
 
 Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
 
@@ -84,7 +84,7 @@ class PatchMemory(Detector):
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
         everything = torch.cat([pixels, *self._copies(pixels, content)])
-        features = batched_features(self.tower, everything)
+        features = batched_features(self.tower, everything, levels_needed(self._views()))
         self.memory_, distances = learn_memory(
             features,
             content.repeat(1 + self.config.copies, 1, 1),
@@ -134,21 +134,29 @@ class PatchMemory(Detector):
         """Map each scan by the weighted mean distance over the views."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
-            distances, _ = self.memory_.compare(self.patch_features(pixels))  # [B, V, h, w]
-            maps = memory_map(self.memory_, distances, content, self.config.smoothing)
+            maps = self._evidence(pixels, content)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
 
     @torch.no_grad()
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores by the distance to the memory."""
+        return square_answer(self._evidence(pixels, content), self.tower.image_size)
+
+    def _evidence(self, pixels: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
+        """Evidence [B, h, w]; `own` as in `ReferenceMemory.compare`."""
+        distances, _ = self.memory_.compare(self.patch_features(pixels), own)  # [B, V, h, w]
+        return memory_map(self.memory_, distances, content, self.config.smoothing)
+
+    @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
-        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level."""
-        return self.tower.features(pixels)
+        """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level in use."""
+        return self.tower.features(pixels, levels_needed(self.memory_.views))
 
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Each picture is compared with the patches of the other references."""
-        distances, _ = self.memory_.compare(self.patch_features(pixels), sources)
-        maps = memory_map(self.memory_, distances, content, self.config.smoothing)
+        maps = self._evidence(pixels, content, sources)
         return to_unit(maps), to_unit(image_scores(maps))
 
     def state(self) -> dict[str, Tensor]:

@@ -82,6 +82,7 @@ class PublishedNetwork(nn.Module):
     def __init__(self, tower: Tower, config: PublishedConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config, self.tower, self.is_end_to_end = config, tower, False
+        self._learned: Tensor | None = None
         self.register_buffer("manual", torch.empty(0), persistent=False)
         if config.row <= 2:
             self.manual = embed_manual_prompts(tower, config.scan_type)
@@ -99,7 +100,13 @@ class PublishedNetwork(nn.Module):
 
     def texts(self) -> Tensor:
         """Both prompts [2, D], unit length."""
-        return self.manual if self.config.row <= 2 else self.prompts(self.tower)
+        if self.config.row <= 2:
+            return self.manual
+        if self.training:
+            return self.prompts(self.tower)
+        if self._learned is None:  # nothing changes them any more: embedded once for all scans
+            self._learned = self.prompts(self.tower).detach()
+        return self._learned
 
     def forward(self, reads: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Probabilities of each place [B, h, w] and, in rows 1 to 4, log-odds of each picture [B]."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
-from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
+from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.detectors.samples import SYNTHESIS, Samples, balanced_batches, from_scans, from_synthesis
 from fmclip.errors import CheckpointError, ReferenceSetError, Stopped
 from fmclip.losses import dice_loss, focal_loss
@@ -206,6 +206,12 @@ class TrainedDetector(Detector):
             maps, scores = self._answer(self.network_, self._read(pixels), content)
             found += log_odds_predictions(maps + self.map_offset_, scores, boxes, self.tower.image_size)
         return found
+
+    @torch.no_grad()
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores of the trained network."""
+        maps, scores = self._answer(self.network_, self._read(pixels), content)
+        return square_answer(maps + self.map_offset_, scores, self.tower.image_size)
 
     def state(self) -> dict[str, Tensor]:
         """The network's weights."""

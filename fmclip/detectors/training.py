@@ -23,6 +23,7 @@ from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of
 from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
 from fmclip.towers import Tower
+from fmclip.views import levels_needed
 
 if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
@@ -139,12 +140,12 @@ def train_stage3(
     course = Course(STAGE3, steps, True, network, lora, optimiser, generator, len(pool.scans), on_event)
     course.start(start)
     masks = pool.masks.to(tower.device)
-    memory = None
+    memory, levels = None, levels_needed(network.views)
     for batch in course.batches(config.batch_size):
         if memory is None or course.step % MEMORY_REFRESH == 0:
             memory = _memory_now(network, adapted, pixels, content, config)
         adapted.train_lora(generator)
-        features = network.refine(adapted.features(pool.pixels[batch].to(tower.device)), generator)
+        features = network.refine(adapted.features(pool.pixels[batch].to(tower.device), levels), generator)
         _, residuals = memory.compare(features, pool.sources[batch].to(tower.device), residuals=True)
         maps = network(features, residuals, network.prompts(tower))
         loss = _loss(maps, masks[batch], config)
@@ -252,7 +253,7 @@ def _kept(value: Any) -> Any:
 def _memory_now(
     network: FusionNetwork, tower: Tower, pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig
 ) -> ReferenceMemory:
-    features = network.refine(batched_features(tower, pixels))
+    features = network.refine(batched_features(tower, pixels, levels_needed(network.views)))
     return ReferenceMemory.learn(features, content, network.views, config.shrinkage)
 
 
@@ -262,7 +263,7 @@ def _pool_reads(
 ) -> list[Tensor]:
     parts = []
     for start in range(0, len(pool.scans), BATCH):
-        features = tower.features(pool.pixels[start : start + BATCH].to(tower.device))
+        features = tower.features(pool.pixels[start : start + BATCH].to(tower.device), levels_needed(network.views))
         own = pool.sources[start : start + BATCH].to(tower.device)
         _, residuals = memory.compare(features, own, residuals=True)
         parts.append(network.reads(features, residuals))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.log_odds import log_odds_predictions, map_offset, to_probability
+from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.errors import CheckpointError
 from fmclip.scans import Scan
@@ -87,6 +87,12 @@ class ZeroShot(Detector):
             maps, scores = self._answer(pixels, self.prompts_)
             found += log_odds_predictions(maps + self.map_offset_, scores, boxes, self.tower.image_size)
         return found
+
+    @torch.no_grad()
+    def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores by the softmax over the prompts."""
+        maps, scores = self._answer(pixels, self.prompts_)
+        return square_answer(maps + self.map_offset_, scores, self.tower.image_size)
 
     def state(self) -> dict[str, Tensor]:
         """The embedded prompts."""

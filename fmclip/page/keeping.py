@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import gradio as gr
 
 from fmclip.errors import FmclipError
-from fmclip.hub import pull_adapter, push_adapter
 from fmclip.page import abnormals, answers, gallery, html, methods, pacing, references
 from fmclip.page.answers import Updates
 from fmclip.page.cases import SCAN_TYPES
@@ -100,6 +99,8 @@ class Keeping(HandlerGroup):
     @guarded("hub_note")
     def push(self, repository: str, token_of_hub: str, private: bool, token: str) -> Updates:
         """Push the adapter to the Hub; the token is asked for each time."""
+        from fmclip.hub import push_adapter  # with torch, which nobody should wait for before the page is there
+
         visitor = self._visitors.get(token)
         file = new_file(".safetensors")
         try:
@@ -112,6 +113,8 @@ class Keeping(HandlerGroup):
     @guarded("hub_note")
     def pull(self, repository: str, token_of_hub: str, token: str) -> Iterator[Updates]:
         """Pull an adapter from the Hub and load it like a file."""
+        from fmclip.hub import pull_adapter
+
         if self._visitors.is_adapting(token):
             raise FmclipError("This session is adapting: wait, or press Stop before you pull an adapter.")
         file = new_file(".safetensors")

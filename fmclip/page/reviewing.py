@@ -18,7 +18,6 @@ from fmclip.page.answers import Updates
 from fmclip.page.handlers import HandlerGroup, guarded
 from fmclip.page.painting import canvas, painted_mask
 from fmclip.page.visitors import Visitor
-from fmclip.regions import NormalRegion
 from fmclip.session import Finding
 
 
@@ -134,6 +133,8 @@ class Reviewing(HandlerGroup):
         yield from self._answer_again(visitor)
 
     def _mark(self, visitor: Visitor, finding: Finding, mask: np.ndarray) -> Iterator[Updates]:
+        from fmclip.regions import NormalRegion  # with torch, which the page starts without
+
         region = NormalRegion(finding.scan, mask)
         visitor.session.mark_normal([*visitor.session.regions, region])
         visitor.regions, visitor.selected = [*visitor.regions, region], finding.scan

@@ -17,6 +17,7 @@ from fmclip.errors import TowerError
 from fmclip.towers import lora
 from fmclip.towers.attention import split_attention
 from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
+from fmclip.towers.folding import Folded
 from fmclip.towers.text import ClipText, HuggingFaceText, TextEncoder
 from fmclip.towers.vision import Features, Level, all_levels, default_levels
 
@@ -77,6 +78,7 @@ class Tower:
         self._identity = _Identity(model, {"model": dict(config), "mean": list(mean), "std": list(std)})
         self._adapted = False
         self._prompted: PromptedVisual | None = None
+        self._folded: Folded | None = None
 
     def __repr__(self) -> str:
         return f"Tower({self.name!r}, {self.kind}, {self.image_size} px, levels {', '.join(self.layers)})"
@@ -168,16 +170,17 @@ class Tower:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         return normalised
 
-    def features(self, pixels: Tensor) -> list[Tensor]:
+    def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Multi-level patch features; gradients flow only from where LoRA is.
 
         Args:
             pixels: [B, 3, S, S] in [0, 1].
+            levels: How many levels are wanted, from the shallowest on; what lies deeper is not run. None wants all.
 
         Returns:
             One [B, C_j, H_j, W_j] for each level, not normalised: plain block outputs.
         """
-        return Features(self._visual, self._indices)(self.normalise(pixels))
+        return Features(self._answering, self._indices[:levels])(self.normalise(pixels))
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """One embedding an image.
@@ -188,7 +191,7 @@ class Tower:
         Returns:
             [B, D], L2-normalised.
         """
-        out = self._visual(self.normalise(pixels))
+        out = self._answering(self.normalise(pixels))
         return F.normalize(out[0] if isinstance(out, tuple) else out, dim=-1)  # [B, D]; CoCa also returns tokens
 
     def embed_patches(self, pixels: Tensor) -> Tensor:
@@ -335,12 +338,21 @@ class Tower:
         return self._variant(_visual=lora.merge_lora(self._visual), _adapted=False)
 
     @property
+    def _answering(self) -> Any:
+        """The image tower with its batch norms folded; folded anew after somebody has trained or moved it."""
+        if self.kind != "cnn" or self._adapted or self._model.training:
+            return self._visual
+        if self._folded is None or not self._folded.is_fresh():  # the first of two threads may lose its copy: harmless
+            self._folded = Folded(self._visual, self.image_size)
+        return self._folded.visual
+
+    @property
     def _indices(self) -> list[int]:
         return [level.index for level in self._levels]
 
     def _variant(self, **changes: Any) -> Tower:
         variant = copy.copy(self)
-        variant.__dict__.update(_prompted=None, **changes)
+        variant.__dict__.update({"_prompted": None, **({"_folded": None} if "_visual" in changes else {})} | changes)
         return variant
 
 

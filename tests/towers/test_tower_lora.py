@@ -55,7 +55,8 @@ def test_the_base_tower_is_bit_equal_and_shares_its_storage(tower):
 def test_it_starts_equal_to_the_base(tower):
     adapted = tower.with_lora(generator=seeded())
     pixels = pixels_for(tower)
-    assert all(torch.equal(a, b) for a, b in zip(adapted.features(pixels), tower.features(pixels), strict=True))
+    for ours, plain in zip(adapted.features(pixels), tower.features(pixels), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)  # batch norms are folded into the plain one
 
 
 def test_merged_equals_unmerged_and_leaves_both_alone(tower):

@@ -104,7 +104,8 @@ def test_lora_reaches_every_layer_that_features_run_through(mini, reference):
     pixels = reference["pixels"].float() / 255
     adapted = mini.with_lora(generator=torch.Generator().manual_seed(0))
     start = [m.detach() for m in adapted.features(pixels)]
-    assert all(torch.equal(a, b) for a, b in zip(start, mini.features(pixels), strict=True))
+    for ours, plain in zip(start, mini.features(pixels), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)  # batch norms are folded into the plain one
     with torch.no_grad():
         for parameter in adapted.lora_parameters():
             parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
