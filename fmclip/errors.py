@@ -29,6 +29,10 @@ class PairError(FmclipError):
     """Image-text pairs, their split, or the settings or files of a run of contrastive training cannot be used."""
 
 
+class ArchiveError(FmclipError):
+    """An archive of scans, its manifest, or the folder of its scores cannot be used."""
+
+
 class NotFittedError(FmclipError):
     """`predict` was called before `fit` or `load`."""
 
