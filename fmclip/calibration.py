@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from fmclip.errors import ReferenceSetError
 from fmclip.scans import Scan
@@ -88,6 +88,20 @@ class Calibration:
         if score < min(self.reference_scores):
             return f"lower than all {count} reference scans"
         return f"higher than {rank} of {count} reference scans"
+
+    def p_values(self, scores: Sequence[float]) -> np.ndarray:
+        """Share of new normal scans that are expected to score as high or higher, by the rule of the threshold.
+
+        Args:
+            scores: n scores in [0, 1].
+
+        Returns:
+            [n] in [0, 1]; `FALSE_ALARM_RATE` at the threshold of `from_scores`.
+        """
+        outliers = find_outliers(self.reference_scores)
+        kept = [value for place, value in enumerate(self.reference_scores) if place not in outliers]
+        mean, scale = _prediction(kept)
+        return 1 - stdtr(len(kept) - 1, (_log_odds(scores) - mean) / scale)
 
     def is_abnormal(self, score: float) -> bool:
         """Whether a score lies above the threshold."""
@@ -218,11 +232,20 @@ def find_outliers(scores: Sequence[float]) -> set[int]:
 
 def _prediction_bound(values: Sequence[float], rate: float) -> float:
     """Bound in (0, 1) that one more score exceeds with probability `rate`, if the scores' log-odds are normal."""
-    log_odds = logit(np.clip(values, 1e-9, 1 - 1e-9))
+    mean, scale = _prediction(values)
+    return float(expit(mean + stdtrit(len(values) - 1, 1 - rate) * scale))
+
+
+def _prediction(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and scale of the t distribution that one more score's log-odds come from."""
+    log_odds = _log_odds(values)
     log_odds = np.maximum(log_odds, log_odds.max() - _MAX_DROP)
-    count, mean = len(values), float(np.mean(log_odds))
     spread = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD)
-    return float(expit(mean + stdtrit(count - 1, 1 - rate) * spread * math.sqrt(1 + 1 / count)))
+    return float(np.mean(log_odds)), spread * math.sqrt(1 + 1 / len(values))
+
+
+def _log_odds(values: Sequence[float]) -> np.ndarray:
+    return logit(np.clip(values, 1e-9, 1 - 1e-9))
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

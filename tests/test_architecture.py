@@ -18,7 +18,8 @@ ORDER = [
     {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive"},
-    {"page", "cli", "replay_cli", "pretraining_cli", "__main__"},
+    {"archive"},
+    {"page", "cli", "archive_cli", "replay_cli", "pretraining_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
