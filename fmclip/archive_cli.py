@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from fmclip.archive.drift import read_drift, write_table
 from fmclip.archive.manifest import KEY_COLUMN, Columns, Source
 from fmclip.archive.run import PART_SIZE, Progress, Workers, score_archive
 from fmclip.cli import _readable_errors, _warn, app
@@ -74,6 +75,23 @@ def score_archive_command(
         if done.failed:
             _warn(f"{done.failed} of {done.scans} scans could not be mapped; the folder failures says why, row by row.")
         typer.echo(f"{done.scans_done - done.failed} of {done.scans} scans mapped.")
+
+
+@app.command("archive-report")
+def archive_report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that score-archive wrote.")],
+) -> None:
+    """Show how the scores of each scanner go from day to day: drift.png and drift.csv in the same folder."""
+    with _readable_errors():
+        from fmclip.archive.drift_figure import drift_figure
+
+        drift = read_drift(out)
+        write_table(out / "drift.csv", drift)
+        drift_figure(drift).savefig(out / "drift.png", dpi=140)
+        scans = sum(group.scores.size for group in drift.groups)
+        deviating = sum(int((group.scores > drift.threshold).sum()) for group in drift.groups)
+        share = f"{100 * deviating / scans:.1f} %" if scans else "none"
+        typer.echo(f"{scans} scans of {len(drift.scanners)} scanners, {share} above the threshold; see drift.png.")
 
 
 class _Shown:

@@ -27,7 +27,8 @@ from fmclip.scans import resize
 
 SCORES, FAILURES, MAPS, ATTEMPTS = "scores", "failures", "maps", "attempts"
 UNFINISHED = ".unfinished"
-MAP_KINDS = {"uint8": np.uint8, "uint16": np.uint16}
+MAP_KINDS = {"uint8": 255, "uint16": 65535}
+"""How maps are kept, and what 1 becomes."""
 _RUN, _SCORED, _FAILED = b"fmclip.run", b"fmclip.scored", b"fmclip.failed"
 _MAPS_A_GROUP = 64  # what has to be read to see one map
 
@@ -154,7 +155,7 @@ def encode_map(anomaly_map: np.ndarray, kind: str, side: int) -> bytes:
     """
     scale = side / max(anomaly_map.shape) if side else 1.0
     small = resize(anomaly_map, scale) if scale < 1 else np.clip(anomaly_map, 0, 1)
-    pixels = np.rint(small * np.iinfo(MAP_KINDS[kind]).max).astype(MAP_KINDS[kind])
+    pixels = np.rint(small * MAP_KINDS[kind]).astype(kind)
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
@@ -181,8 +182,8 @@ def read_map(out: Path, row: int, part_size: int) -> np.ndarray:
     if not found:
         raise ArchiveError(f"No map of row {row} is kept here: the scan could not be read.")
     (one,) = found
-    pixels = cv2.imdecode(np.frombuffer(one["map"], np.uint8), cv2.IMREAD_UNCHANGED)
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    pixels = np.asarray(cv2.imdecode(np.frombuffer(one["map"], np.uint8), cv2.IMREAD_UNCHANGED))
+    return pixels.astype(np.float32) / MAP_KINDS[str(pixels.dtype)]
 
 
 def _known(known: Sequence[Known], with_ids: bool) -> dict[str, Any]:
