@@ -87,11 +87,14 @@ def archive_report(
 
         drift = read_drift(out)
         write_table(out / "drift.csv", drift)
-        drift_figure(drift).savefig(out / "drift.png", dpi=140)
+        if any(group.date is not None for group in drift.groups):
+            drift_figure(drift).savefig(out / "drift.png", dpi=140)
+        else:
+            _warn("No scan has a date: drift.csv compares the scanners, and there is nothing to draw over time.")
         scans = sum(group.scores.size for group in drift.groups)
         deviating = sum(int((group.scores > drift.threshold).sum()) for group in drift.groups)
         share = f"{100 * deviating / scans:.1f} %" if scans else "none"
-        typer.echo(f"{scans} scans of {len(drift.scanners)} scanners, {share} above the threshold; see drift.png.")
+        typer.echo(f"{scans} scans of {len(drift.scanners)} scanners, {share} above the threshold.")
 
 
 class _Shown:

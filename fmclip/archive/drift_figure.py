@@ -40,8 +40,6 @@ def drift_figure(drift: Drift) -> Figure:
     scanners = drift.scanners[:MAX_SCANNERS]
     figure = Figure(figsize=(11, 0.9 + 1.75 * len(scanners)), layout="constrained")
     grid = figure.subplots(len(scanners), 2, sharex=True, sharey="col", squeeze=False, width_ratios=[3, 2])
-    grid[0, 0].set_title(f"scores of each {word}: median, middle half, middle 90 %", fontsize=9)
-    grid[0, 1].set_title("share of the scans above the threshold, with its 95 % interval", fontsize=9)
     for (left, right), scanner in zip(grid, scanners, strict=True):
         own = [group for group in shown.of(scanner) if group.date is not None and group.scores.size]
         _bands(left, own, span, drift.threshold)
@@ -51,14 +49,16 @@ def drift_figure(drift: Drift) -> Figure:
         text = f"{scanner}, {scans:,} scans" + (f" and {failed:,} that failed" if failed else "")
         left.text(0.0, 1.02, text, transform=left.transAxes, fontsize=9, weight="bold", va="bottom", parse_math=False)
         left.set_ylabel("score", fontsize=8)
-    grid[0, 0].set_title(grid[0, 0].get_title(), fontsize=9, pad=18)
-    grid[0, 1].set_title(grid[0, 1].get_title(), fontsize=9, pad=18)
-    grid[0, 0].legend(frameon=False, fontsize=7, loc="upper left")
-    grid[0, 1].legend(frameon=False, fontsize=7, loc="upper left")
+    titles = (f"scores of each {word}: median, middle half, middle 90 %", "share above the threshold, 95 % interval")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10, pad=20, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.97), borderaxespad=0)
+    grid[0, 1].set_ylim(0, None)  # after all of them: the axis is shared
     for axes in grid[-1]:
         locator = mdates.AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
+        axes.xaxis.get_offset_text().set_size(8)
     hidden = len(drift.scanners) - len(scanners)
     if hidden:
         figure.supxlabel(f"{hidden} scanners with fewer scans are in the table only", fontsize=8)
@@ -69,8 +69,8 @@ def _bands(axes: Axes, groups: Sequence[Group], span: int, threshold: float) -> 
     """Steps, as wide as the span: nothing is drawn where no scan was made."""
     quantiles = np.array([group.quantiles() for group in groups]).reshape(-1, 5)  # [n, 5]
     low, lower, middle, upper, high = quantiles.T
-    starts, widths = _places(groups), span
-    bars: dict[str, Any] = {"width": widths, "align": "edge", "color": BAND_COLOUR, "linewidth": 0}
+    starts = _places(groups)
+    bars: dict[str, Any] = {"width": span, "align": "edge", "color": BAND_COLOUR, "linewidth": 0}
     axes.bar(starts, high - low, bottom=low, alpha=0.22, **bars)
     axes.bar(starts, upper - lower, bottom=lower, alpha=0.5, **bars)
     axes.hlines(middle, starts, starts + span, color="#00323a", linewidth=1.6)
@@ -87,7 +87,6 @@ def _shares(axes: Axes, groups: Sequence[Group], span: int, threshold: float) ->
     axes.plot(middles, above / counts, ".", color=SHARE_COLOUR, markersize=4)
     text = f"{100 * FALSE_ALARM_RATE:.0f} %: expected of normal scans"
     axes.axhline(FALSE_ALARM_RATE, color="black", linestyle=":", linewidth=1, label=text)
-    axes.set_ylim(0, None)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _tidy(axes)
 
