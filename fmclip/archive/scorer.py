@@ -210,12 +210,14 @@ def describe(entry: Entry, columns: Columns) -> Known:
 
 
 def parse_day(value: Any) -> datetime.date | None:
-    """Read the day from a date, or from text that begins with YYYY-MM-DD or YYYYMMDD; None where there is none."""
+    """Read the day from a date, or from text that begins with YYYY-MM-DD, YYYYMMDD or a DICOM DT; None without one."""
     if isinstance(value, datetime.datetime):
         return value.date()
     if isinstance(value, datetime.date):
         return value
-    found = re.match(r"\s*(\d{4})([-/.]?)(\d{2})\2(\d{2})(?!\d)", "" if value is None else str(value))
+    found = re.match(
+        r"\s*(\d{4})([-/.]?)(\d{2})\2(\d{2})(?:(?<=\d{8})\d{4}(?:\d{2})?)?(?!\d)", "" if value is None else str(value)
+    )
     if found is None:
         return None
     with contextlib.suppress(ValueError):
