@@ -32,6 +32,7 @@ MAX_VALUES = 2**25
 """Pixel values of the scans that are mapped together: 128 MiB, and what the last one is beyond that."""
 ENDED_TWICE = 2
 """Attempts in which a scan was the last thing that was begun; then it is not begun again."""
+_DAY = re.compile(r"(\d{4})([-/.]?)(\d{2})\2(\d{2})((?<=\d{8})\d{4}(\d{2})?)?(?!\d)")
 _WHAT_ENDS = "ended the program that read it, twice. Look at the file apart, or export it again."
 
 
@@ -215,9 +216,7 @@ def parse_day(value: Any) -> datetime.date | None:
         return value.date()
     if isinstance(value, datetime.date):
         return value
-    found = re.match(
-        r"\s*(\d{4})([-/.]?)(\d{2})\2(\d{2})(?:(?<=\d{8})\d{4}(?:\d{2})?)?(?!\d)", "" if value is None else str(value)
-    )
+    found = _DAY.match("" if value is None else str(value).strip())
     if found is None:
         return None
     with contextlib.suppress(ValueError):

@@ -42,9 +42,7 @@ def test_records_of_a_csv_may_have_line_breaks_blank_lines_and_a_byte_order_mark
 
 
 def test_paths_may_be_relative_to_another_folder_and_columns_may_have_other_names(tmp_path):
-    manifest = write_manifest(
-        tmp_path / "m.csv", [{"file": "a/b.png", "path": "no", "station": "Z", "day": "20260203"}]
-    )
+    manifest = write_manifest(tmp_path / "m.csv", [{"file": "a/b.png", "path": "no", "on": "Z", "day": "20260203"}])
     columns = Columns("file", "on", "day", "path")
     (entry,) = entries(Source(manifest, columns, tmp_path / "mount"), 5)
     assert entry.image.path == tmp_path / "mount" / "a" / "b.png"
