@@ -1,5 +1,6 @@
 """The command with real workers: whole runs, killed workers and drivers, what is refused. One Ray for all of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 import fmclip.archive_cli  # noqa: F401  (adds the command)
 from fmclip.archive.parts import ATTEMPTS, FAILURES, MAPS, SCORES, UNFINISHED
-from fmclip.archive.run import Progress, Workers, _alone_in, _require_ray, score_archive
+from fmclip.archive.run import Progress, Workers, _alone_in, _require_ray, _Worker, score_archive
 from fmclip.archive.scorer import Job, Scorer
 from fmclip.cli import app
 from fmclip.errors import ArchiveError
@@ -86,7 +88,8 @@ def command(*arguments: object):
 
 def test_two_workers_score_as_one_process_does_and_tell_no_name(cluster, adapter, manifest, alone, tmp_path):
     out = tmp_path / "out"
-    result = command(adapter, manifest, "--out", out, "--workers", 2, "--part-size", 3)
+    options = ("--out", out, "--workers", 2, "--part-size", 3)
+    result = command(adapter, manifest, *options)
     assert result.exit_code == 0, result.stderr
     assert "20 of 22 scans mapped" in result.stdout
     assert "2 of 22 scans could not be mapped" in " ".join(result.stderr.split())
@@ -100,43 +103,20 @@ def test_two_workers_score_as_one_process_does_and_tell_no_name(cluster, adapter
     assert not any(SECRET in text for text in logged)
 
 
-def test_a_finished_archive_is_not_scored_again_and_other_settings_are_refused(adapter, manifest, tmp_path, cluster):
-    out = tmp_path / "out"
-    options = ("--out", out, "--part-size", 11, "--workers", 1)
-    assert command(adapter, manifest, *options).exit_code == 0
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
-    again = command(adapter, manifest, *options)
-    assert "20 of 22 scans mapped" in again.stdout
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")} == before
-    for words, changed in (("part_size", ("--part-size", 5)), ("maps", ("--maps", "none")), ("slice", ("--slice", 2))):
-        refused = command(adapter, manifest, *options, *changed)
-        assert refused.exit_code == 1
-        assert f"another run: {words}" in " ".join(refused.stderr.split())
-    write_manifest(manifest, rows(COUNT - 1))
-    refused = command(adapter, manifest, *options)
-    assert "another run: manifest changed" in " ".join(refused.stderr.split())
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")} == before
-    write_manifest(manifest, rows(COUNT))
-    draw(manifest.parent / f"{SECRET}-{MISSING:03d}.png", 1)  # a mount that was gone is back
-    assert "21 of 22 scans mapped" in command(adapter, manifest, *options, "--retry-failures").stdout
-    assert [row["row"] for row in read_all(out, FAILURES)] == [BROKEN]
-
-
-def test_killed_workers_lose_no_row_and_double_none(cluster, adapter, manifest, alone, tmp_path):
+def test_a_killed_worker_loses_no_row_and_doubles_none(cluster, adapter, manifest, alone, tmp_path):
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:
-        if progress.parts_done in (1, 4) and len(killed) < 4:
+        if progress.parts_done == 2:
             for process in cluster.workers():
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
 
     out = tmp_path / "out"
-    done = score_archive(
-        adapter, table_of(manifest), out, workers=Workers(count=2), part_size=2, on_progress=kill, map_side=0
-    )
-    assert killed
-    assert (done.scans_done, done.failed) == (COUNT, 2)
+    workers = Workers(count=1)
+    done = score_archive(adapter, table_of(manifest), out, workers=workers, part_size=1, on_progress=kill)
+    assert len(killed) == 1
+    assert (done.parts_done, done.scans_done, done.failed) == (COUNT, COUNT, 2)
     agree(out, alone)
 
 
@@ -153,18 +133,69 @@ def test_a_killed_driver_is_gone_on_from(cluster, adapter, manifest, alone, tmp_
     assert told == ["0", "1", "2"]
     (out / SCORES / f"part-000010-ab{UNFINISHED}").write_bytes(b"half")
     seen: list[Progress] = []
-    score_archive(adapter, table_of(manifest), out, workers=Workers(count=2), part_size=2, on_progress=seen.append)
+    score_archive(adapter, table_of(manifest), out, workers=Workers(count=1), part_size=2, on_progress=seen.append)
     assert 3 <= seen[0].parts_done < seen[0].parts == 11
     assert seen[0].scans_done >= 6
     agree(out, alone)
     assert not list(out.rglob(f"*{UNFINISHED}"))
 
 
-def test_what_stops_a_worker_is_told(cluster, adapter, manifest, tmp_path):
+@pytest.fixture
+def in_process(monkeypatch) -> list[int]:
+    """No Ray: one worker in this process; lists the parts that it is given."""
+    given: list[int] = []
+
+    def receipts(ray, job, parts, workers):
+        worker = _Worker(job)
+        given.extend(part.number for part in parts)
+        return (worker(part._asdict()) for part in parts)
+
+    monkeypatch.setattr("fmclip.archive.run._receipts", receipts)
+    monkeypatch.setattr("fmclip.archive.run._cluster", lambda ray, workers: contextlib.nullcontext())
+    return given
+
+
+def test_a_finished_archive_is_not_scored_again_and_other_settings_are_refused(adapter, manifest, tmp_path, in_process):
+    out = tmp_path / "out"
+    options = ("--out", out, "--part-size", 11)
+    assert command(adapter, manifest, *options).exit_code == 0
+    assert "20 of 22 scans mapped" in command(adapter, manifest, *options).stdout
+    changes = {"part_size": ("--part-size", 5), "maps, map_side": ("--maps", "none"), "slice": ("--slice", 2)}
+    for words, changed in changes.items():
+        refused = command(adapter, manifest, *options, *changed)
+        assert refused.exit_code == 1
+        assert f"another run: {words} changed" in " ".join(refused.stderr.split())
+    write_manifest(manifest, rows(COUNT - 1))
+    refused = command(adapter, manifest, *options)
+    assert "another run: manifest changed" in " ".join(refused.stderr.split())
+    assert in_process == [0, 1]
+
+
+def test_failures_are_tried_again_on_request(adapter, manifest, tmp_path, in_process):
+    options = (adapter, manifest, "--out", tmp_path / "out", "--part-size", 3)
+    command(*options)
+    in_process.clear()
+    draw(manifest.parent / f"{SECRET}-{MISSING:03d}.png", 1)  # a mount that was gone is back
+    assert "21 of 22 scans mapped" in command(*options, "--retry-failures").stdout
+    assert in_process == [BROKEN // 3, MISSING // 3]
+    assert [row["row"] for row in read_all(tmp_path / "out", FAILURES)] == [BROKEN]
+    assert [row["row"] for row in read_all(tmp_path / "out", SCORES)] == sorted([*READABLE, MISSING])
+
+
+def test_what_stops_a_worker_is_handed_back_in_words(adapter, manifest, tmp_path, monkeypatch):
     other = tmp_path / "other.safetensors"
     other.write_bytes(adapter.read_bytes().replace(b'"tower":"tiny"', b'"tower":"tinY"'))
-    with pytest.raises(ArchiveError, match=r"could not go on: .*tinY"):
-        score_archive(other, table_of(manifest), tmp_path / "out", workers=Workers(count=1))
+    source = table_of(manifest)
+    row = source.plan(5)[0][0]._asdict()
+    job = Job(tmp_path / "out", adapter, source, "run")
+    (tmp_path / "out" / ATTEMPTS).mkdir(parents=True)
+    assert "tinY" in _Worker(replace(job, adapter=other))(row)["error"]
+    worker = _Worker(job)
+    assert "No such file or directory" in worker(row)["error"]  # the folder for scores, such as after a mount was gone
+    monkeypatch.setattr(worker.scorer, "score", lambda part: {}[SECRET])
+    told = worker(row)["error"]
+    assert "KeyError in test_archive_run.py" in told
+    assert SECRET not in told
 
 
 def test_two_runs_do_not_work_in_one_folder(adapter, manifest, tmp_path):
