@@ -238,8 +238,8 @@ def _table(content: dict[str, Any]) -> str:
         f"{where['load_before']:.1f} from other work, Ray {where['ray']}, torch {where['torch']}, Python "
         f"{where['python']}, fmclip {where['fmclip']} ({where['commit']}).",
         "",
-        f"Tower `{speed['tower']}`, `patch_memory` of 16 references, {speed['scans']} DICOM files of 256 pixels in shards, "
-        f"maps of 64 pixels; from the first finished part to the last, medians of {speed['rounds']} runs each:",
+        f"Tower `{speed['tower']}`, `patch_memory` of 16 references, {speed['scans']} DICOM files of 256 pixels in "
+        f"shards, maps of 64 pixels; from the first finished part to the last, medians of {speed['rounds']} runs each:",
         "",
         "| workers of one core | scans/s | each run | processor ms a scan |",
         "|---|---|---|---|",

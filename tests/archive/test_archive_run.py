@@ -16,6 +16,7 @@ from archive_scans import BROKEN, COUNT, MISSING, SECRET, all_text, draw, read_a
 from typer.testing import CliRunner
 
 import fmclip.archive_cli  # noqa: F401  (adds the command)
+from benchmarks.archive import scoring_processes
 from fmclip.archive.parts import ATTEMPTS, FAILURES, MAPS, SCORES, UNFINISHED
 from fmclip.archive.run import Progress, Workers, _alone_in, _require_ray, _Worker, score_archive
 from fmclip.archive.scorer import Job, Scorer
@@ -31,22 +32,12 @@ class Cluster:
     """A Ray of this machine; the environment of its processes tells them from those of others."""
 
     def __init__(self, ray) -> None:
-        self.token = f"{TOKEN}={os.environ[TOKEN]}".encode()
+        self.token = f"{TOKEN}={os.environ[TOKEN]}"
         context = ray.init(
             address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20
         )
         self.address = context.address_info["gcs_address"]
         self.logs = Path(context.address_info["session_dir"]) / "logs"
-
-    def workers(self) -> Iterator[int]:
-        """Processes that score."""
-        for process in Path("/proc").iterdir():
-            try:
-                name, settings = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-            except OSError:  # no process, or one that has just ended
-                continue
-            if name.startswith(b"ray::Map") and self.token in settings:
-                yield int(process.name)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +99,7 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(cluster, adapter, manifes
 
     def kill(progress: Progress) -> None:
         if progress.parts_done == 2:
-            for process in cluster.workers():
+            for process in scoring_processes(cluster.token):
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
 
