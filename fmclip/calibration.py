@@ -90,14 +90,7 @@ class Calibration:
         return f"higher than {rank} of {count} reference scans"
 
     def p_values(self, scores: Sequence[float]) -> np.ndarray:
-        """Share of new normal scans that are expected to score as high or higher, by the rule of the threshold.
-
-        Args:
-            scores: n scores in [0, 1].
-
-        Returns:
-            [n] in [0, 1]; `FALSE_ALARM_RATE` at the threshold of `from_scores`.
-        """
+        """Share of new normal scans expected to score as high: n scores -> [n]; at the threshold `FALSE_ALARM_RATE`."""
         outliers = find_outliers(self.reference_scores)
         kept = [value for place, value in enumerate(self.reference_scores) if place not in outliers]
         mean, scale = _prediction(kept)

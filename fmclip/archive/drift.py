@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fmclip.archive.parts import FAILURES, SCORES
-from fmclip.archive.run import read_record
+from fmclip.archive.parts import FAILURES, SCORES, read_record
 from fmclip.errors import ArchiveError
 
 NO_SCANNER = "scanner not known"

@@ -12,6 +12,7 @@ A part is finished once its scores are there: they are written last, beside thei
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from fmclip.calibration import Calibration
 from fmclip.errors import ArchiveError
 from fmclip.scans import resize
 
+RECORD, FORMAT, FORMAT_VERSION = "archive.json", "fmclip-archive", 1
 SCORES, FAILURES, MAPS, ATTEMPTS = "scores", "failures", "maps", "attempts"
 UNFINISHED = ".unfinished"
 MAP_KINDS = {"uint8": 255, "uint16": 65535}
@@ -142,6 +144,24 @@ def count_part(out: Path, number: int, run: str) -> PartCount | None:
     return count if metadata.get(_RUN) == run.encode() else None
 
 
+def read_record(out: Path) -> dict[str, Any]:
+    """Read archive.json.
+
+    Raises:
+        ArchiveError: It is not there, is damaged or of another version.
+    """
+    try:
+        content = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        if (content["format"], content["version"]) != (FORMAT, FORMAT_VERSION):
+            raise ValueError("another format")
+        float(content["threshold"]), int(content["rows"]), dict(content["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(
+            "This folder holds no scores of an archive, or its archive.json is damaged or of another version."
+        ) from error
+    return content
+
+
 def encode_map(anomaly_map: np.ndarray, kind: str, side: int) -> bytes:
     """Make a map small: area averages down to `side`, 0 ... 255 or 0 ... 65535, and PNG.
 
@@ -159,13 +179,12 @@ def encode_map(anomaly_map: np.ndarray, kind: str, side: int) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def read_map(out: Path, row: int, part_size: int) -> np.ndarray:
+def read_map(out: str | os.PathLike[str], row: int) -> np.ndarray:
     """Read the map of one scan.
 
     Args:
         out: Folder of the archive's results.
         row: The scan's row in the manifest, from 0.
-        part_size: Rows of a part, from archive.json.
 
     Returns:
         [h, w] float32 in [0, 1] over the whole field of the scan.
@@ -175,7 +194,7 @@ def read_map(out: Path, row: int, part_size: int) -> np.ndarray:
     """
     from pyarrow import parquet
 
-    file = part_file(out, MAPS, row // part_size)
+    file = part_file(Path(out), MAPS, row // int(read_record(Path(out))["settings"]["part_size"]))
     if not file.is_file():
         raise ArchiveError(f"No map of row {row} is kept here: its part is not finished, or maps were left out.")
     found = parquet.read_table(file, filters=[("row", "==", row)]).to_pylist()

@@ -20,14 +20,26 @@ from typing import Any
 
 from fmclip import __version__
 from fmclip.archive.manifest import Part, Source
-from fmclip.archive.parts import ATTEMPTS, FAILURES, MAP_KINDS, MAPS, SCORES, UNFINISHED, count_part, part_file
+from fmclip.archive.parts import (
+    ATTEMPTS,
+    FAILURES,
+    FORMAT,
+    FORMAT_VERSION,
+    MAP_KINDS,
+    MAPS,
+    RECORD,
+    SCORES,
+    UNFINISHED,
+    count_part,
+    part_file,
+    read_record,
+)
 from fmclip.archive.scorer import Job, Scorer
 from fmclip.checkpoint import describe_adapter, read_window
 from fmclip.errors import ArchiveError, CheckpointError, FmclipError
 from fmclip.scans import AS_STORED, parse_window
 
-FORMAT, FORMAT_VERSION = "fmclip-archive", 1
-RECORD, ADAPTER, LOCK = "archive.json", "adapter.safetensors", ".lock"
+ADAPTER, LOCK = "adapter.safetensors", ".lock"
 PART_SIZE = 500
 OBJECT_STORE_BYTES = 100 * 2**20  # of Ray on this machine: only parts and counts pass through it, no scans
 
@@ -40,7 +52,8 @@ class Workers:
         count: How many; 0: as many as there are CPUs, or GPUs, for.
         cpus: CPUs of each.
         gpus: GPUs of each, a share or a whole number; 0: they work on CPUs.
-        address: Of a Ray cluster ("auto": the one that this machine belongs to); "": this machine alone.
+        address: Of a Ray cluster ("auto": the one that this machine belongs to); "": that of RAY_ADDRESS, which Ray sets
+            in its jobs, or this machine alone.
     """
 
     count: int = 0
@@ -267,8 +280,9 @@ def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if workers.address:
-        options["address"] = workers.address
+    address = workers.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        options["address"] = address
     else:
         cpus = workers.count * workers.cpus or None
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
@@ -320,24 +334,6 @@ def _begin(out: Path, adapter: Path, settings: dict[str, Any], facts: dict[str, 
 
 def _told(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("method", "scan_type", "tower", "window", "references", "threshold")}
-
-
-def read_record(out: Path) -> dict[str, Any]:
-    """Read archive.json.
-
-    Raises:
-        ArchiveError: It is not there, is damaged or of another version.
-    """
-    try:
-        content = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        if (content["format"], content["version"]) != (FORMAT, FORMAT_VERSION):
-            raise ValueError("another format")
-        float(content["threshold"]), int(content["rows"]), dict(content["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchiveError(
-            "This folder holds no scores of an archive, or its archive.json is damaged or of another version."
-        ) from error
-    return content
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """One part after another in this process: the scores are those of single scans, and what fails is told."""
 
 import datetime
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ from fmclip.scans import read_scan, resize
 def out(tmp_path) -> Path:
     for kind in (SCORES, FAILURES, MAPS, ATTEMPTS):
         (tmp_path / "out" / kind).mkdir(parents=True)
+    record = {"format": "fmclip-archive", "version": 1, "threshold": 0.5, "rows": COUNT, "settings": {"part_size": 5}}
+    (tmp_path / "out" / "archive.json").write_text(json.dumps(record))
     return tmp_path / "out"
 
 
@@ -58,7 +61,7 @@ def test_scores_are_those_of_each_scan_alone(adapter, manifest, out):
         assert (row["p_value"] < 0.1) == row["deviates"]  # the threshold is where one of ten normal scans lies above
         assert row["scanner"] == SCANNERS[row["row"] % 2]
         assert row["date"] == datetime.date(2026, 1, 1 + row["row"] // 4)
-        kept = read_map(out, row["row"], 5)
+        kept = read_map(out, row["row"])
         assert np.abs(kept - prediction.map).max() < 0.5 / 255 + 1e-6
     assert {row["deviates"] for row in found} == {True, False}
 
@@ -67,18 +70,18 @@ def test_maps_are_made_small_and_are_kept_in_16_bits_or_not_at_all(adapter, mani
     detector, _ = load_adapter(adapter)
     (prediction,) = detector.predict([read_scan(manifest.parent / f"{SECRET}-000.png")])
     score(Job(out, adapter, table_of(manifest), "16", maps="uint16", map_side=25))
-    kept = read_map(out, 0, 5)
+    kept = read_map(out, 0)
     assert kept.shape == (20, 25)
     assert np.abs(kept - resize(prediction.map, 0.5)).max() < 1e-4
     first = read_all(out, MAPS)[0]
     assert (first["row"], first["height"], first["width"]) == (0, 40, 50)
     with pytest.raises(ArchiveError, match="could not be read"):
-        read_map(out, BROKEN, 5)
+        read_map(out, BROKEN)
     part_file(out, MAPS, 0).unlink()
     score(Job(out, adapter, table_of(manifest), "none", maps="none"))
     assert not part_file(out, MAPS, 0).exists()
     with pytest.raises(ArchiveError, match="maps were left out"):
-        read_map(out, 0, 5)
+        read_map(out, 0)
 
 
 def test_what_cannot_be_read_is_told_row_by_row_and_nothing_names_a_file(adapter, manifest, out):
