@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "colours", "devices", "losses", "background", "pace", "search"},
+    {"scans", "colours", "devices", "losses", "background", "pace", "search", "prediction_interval"},
     {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},

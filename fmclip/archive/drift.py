@@ -186,9 +186,11 @@ def ks_distance(some: np.ndarray, every: np.ndarray) -> float | None:
 
 def _tables(out: Path, kind: str, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """Tables of the finished parts, one at a time."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ArchiveError("Scores of an archive are Parquet files: pip install 'fmclip[archive]'.") from error
     for finished in sorted((out / SCORES).glob("*.parquet")):
         file = out / kind / finished.name
         if file.is_file():

@@ -52,8 +52,8 @@ class Workers:
         count: How many; 0: as many as there are CPUs, or GPUs, for.
         cpus: CPUs of each.
         gpus: GPUs of each, a share or a whole number; 0: they work on CPUs.
-        address: Of a Ray cluster ("auto": the one that this machine belongs to); "": that of RAY_ADDRESS, which Ray sets
-            in its jobs, or this machine alone.
+        address: Of a Ray cluster ("auto": the one that this machine belongs to); "": that of RAY_ADDRESS, which Ray
+            sets in its jobs, or this machine alone.
     """
 
     count: int = 0

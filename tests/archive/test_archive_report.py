@@ -3,13 +3,14 @@
 import csv
 import datetime
 import json
+import sys
 
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 from typer.testing import CliRunner
 
-import fmclip.archive_cli
+import fmclip.archive_cli  # noqa: F401  (adds the command)
 from fmclip.archive.drift import NO_SCANNER, ks_distance, read_drift
 from fmclip.archive.drift_figure import drift_figure
 from fmclip.archive.parts import FAILURES, MAPS, SCORES, Failure, Known, Scored, write_part
@@ -123,8 +124,14 @@ def test_an_archive_without_dates_has_a_table_only(out):
     assert not (out / "drift.png").exists()
 
 
+def test_without_the_extra_it_is_told_how_to_install_it(out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = CliRunner().invoke(app, ["archive-report", str(out)])
+    assert result.exit_code == 1
+    assert "pip install 'fmclip[archive]'" in " ".join(result.stderr.split())
+
+
 def test_a_folder_without_scores_is_told(tmp_path, out):
-    assert fmclip.archive_cli.__doc__
     for folder, words in ((tmp_path / "none", "holds no scores"), (out, "No part of this archive is finished")):
         for file in (out / SCORES).iterdir():
             file.unlink()
