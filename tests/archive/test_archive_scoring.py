@@ -149,22 +149,32 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in the worker may catch it."""
 
 
-def test_a_scan_that_ends_the_process_becomes_a_failure_after_three_attempts(adapter, manifest, out, monkeypatch):
-    (manifest.parent / f"{SECRET}-003.png").write_bytes(b"\x89PNG\r\n\x1a\n ends the process")
+@pytest.mark.parametrize("where", ["read", "mapped"])
+def test_a_scan_that_ends_the_process_becomes_a_failure_after_three_attempts(
+    adapter, manifest, out, monkeypatch, where
+):
+    job = Job(out, adapter, table_of(manifest), "run")
+    part = job.source.plan(5)[0][0]
+    scorer = Scorer(job)
+    predict = scorer.detector.predict
 
     def read(path, **options):
-        if Path(path).name == f"{SECRET}-003.png":
+        if where == "read" and Path(path).name == f"{SECRET}-003.png":
             raise Killed
         return read_scan(path, **options)
 
+    def mapped(scans):
+        if where == "mapped" and any(scan.label == "row 3" for scan in scans):
+            raise Killed
+        return predict(scans)
+
     monkeypatch.setattr("fmclip.contrastive.pairs.read_scan", read)
-    job = Job(out, adapter, table_of(manifest), "run")
-    part = job.source.plan(5)[0][0]
+    monkeypatch.setattr(scorer.detector, "predict", mapped)
     for _ in range(3):
         with pytest.raises(Killed):
-            Scorer(job).score(part)
+            scorer.score(part)
         assert not part_file(out, SCORES, 0).exists()
-    assert Scorer(job).score(part) == (4, 1)
+    assert scorer.score(part) == (4, 1)
     (failure,) = read_all(out, FAILURES)
     assert failure["row"] == 3
     assert "ended the program" in failure["reason"]
