@@ -9,9 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.special import expit, logit, stdtrit
 
 from fmclip.errors import ReferenceSetError
+from fmclip.prediction_interval import exceedance, prediction_bound
 from fmclip.scans import Scan
 
 MIN_REFERENCES = 2
@@ -33,8 +33,6 @@ _THUMBNAIL = 64
 _MARGIN = 5  # pixels of a thumbnail's rim that are not compared: a shift brings others in
 _LIKELY = 0.5  # correlation from which it is worth looking for a shift
 _CLOSER = 4.0  # a copy is this much closer to 1 than most pairs are: scans of a phantom are all alike, and none a copy
-_MAX_DROP = 1.5  # log-odds further below the highest reference come from a copy of a scan, not from variation
-_MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Calibration:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
         outliers = find_outliers(values)
         kept = [value for place, value in enumerate(values) if place not in outliers]
-        return cls(values, _prediction_bound(kept, FALSE_ALARM_RATE))
+        return cls(values, prediction_bound(kept, FALSE_ALARM_RATE))
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""
@@ -88,6 +86,12 @@ class Calibration:
         if score < min(self.reference_scores):
             return f"lower than all {count} reference scans"
         return f"higher than {rank} of {count} reference scans"
+
+    def p_values(self, scores: Sequence[float]) -> np.ndarray:
+        """Share of new normal scans expected to score as high: n scores -> [n]; at the threshold `FALSE_ALARM_RATE`."""
+        outliers = find_outliers(self.reference_scores)
+        kept = [value for place, value in enumerate(self.reference_scores) if place not in outliers]
+        return exceedance(kept, scores)
 
     def is_abnormal(self, score: float) -> bool:
         """Whether a score lies above the threshold."""
@@ -211,18 +215,9 @@ def find_outliers(scores: Sequence[float]) -> set[int]:
     outliers: set[int] = set()
     for count in range(1, len(scores) // 4 + 1):
         rest = [scores[place] for place in order[count:]]
-        if scores[order[count - 1]] > _prediction_bound(rest, OUTLIER_RATE / len(scores)):
+        if scores[order[count - 1]] > prediction_bound(rest, OUTLIER_RATE / len(scores)):
             outliers = set(order[:count])
     return outliers
-
-
-def _prediction_bound(values: Sequence[float], rate: float) -> float:
-    """Bound in (0, 1) that one more score exceeds with probability `rate`, if the scores' log-odds are normal."""
-    log_odds = logit(np.clip(values, 1e-9, 1 - 1e-9))
-    log_odds = np.maximum(log_odds, log_odds.max() - _MAX_DROP)
-    count, mean = len(values), float(np.mean(log_odds))
-    spread = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD)
-    return float(expit(mean + stdtrit(count - 1, 1 - rate) * spread * math.sqrt(1 + 1 / count)))
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

@@ -1,4 +1,4 @@
-"""The same core from a shell: `adapt`, `predict` and `evaluate`; `replay_cli` and `pretraining_cli` add the rest."""
+"""The same core from a shell: `adapt`, `predict` and `evaluate`; others (`..._cli`) add the rest."""
 
 from __future__ import annotations
 
@@ -228,6 +228,7 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
+    import fmclip.archive_cli
     import fmclip.export_cli
     import fmclip.pretraining_cli
     import fmclip.replay_cli  # noqa: F401  (each adds its commands)

@@ -33,6 +33,10 @@ class ExportError(FmclipError):
     """A detector cannot be written as a graph, or the file does not answer as the detector does."""
 
 
+class ArchiveError(FmclipError):
+    """An archive of scans, its manifest, or the folder of its scores cannot be used."""
+
+
 class NotFittedError(FmclipError):
     """`predict` was called before `fit` or `load`."""
 

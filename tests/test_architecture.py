@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "colours", "devices", "losses", "background", "pace", "search"},
+    {"scans", "colours", "devices", "losses", "background", "pace", "search", "prediction_interval"},
     {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
@@ -18,7 +18,8 @@ ORDER = [
     {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive", "export"},
-    {"page", "cli", "replay_cli", "pretraining_cli", "export_cli", "__main__"},
+    {"archive"},
+    {"page", "cli", "archive_cli", "export_cli", "replay_cli", "pretraining_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fmclip.calibration import (
+    FALSE_ALARM_RATE,
     MAX_REFERENCES,
     Calibration,
     check_references,
@@ -205,3 +206,12 @@ def test_a_copy_among_the_references_counts_once_and_the_outlier_is_still_named_
 
 def test_scores_far_below_the_others_do_not_lift_the_threshold_over_everything():
     assert Calibration.from_scores([0.41, 0.44, 1e-6, 1e-6, 0.43, 0.42]).threshold < 0.8
+
+
+@pytest.mark.parametrize("scores", [(0.2, 0.3), (0.2, 0.25, 0.3, 0.4), (0.3,) * 16, (*np.linspace(0.2, 0.4, 15), 0.95)])
+def test_p_values_fall_with_the_score_and_are_the_false_alarm_rate_at_the_threshold(scores):
+    calibration = Calibration.from_scores(scores)
+    below, at, above = calibration.p_values([calibration.threshold * 0.9, calibration.threshold, 0.99])
+    assert at == pytest.approx(FALSE_ALARM_RATE)
+    assert 1 >= below > at > above >= 0
+    assert calibration.p_values([]).shape == (0,)

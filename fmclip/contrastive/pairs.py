@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fmclip.errors import PairError, ScanError
 from fmclip.scans import Scan, read_scan
@@ -26,8 +26,8 @@ class ImageSource(Protocol):
     def exists(self) -> bool:
         """Tell cheaply whether there is anything to read."""
 
-    def read(self, label: str) -> Scan:
-        """Decode it; raises `ScanError`."""
+    def read(self, label: str, **reading: Any) -> Scan:
+        """Decode it, with `slice_index` and `window` as for `read_scan`; raises `ScanError`."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class ImageFile:
         """See `ImageSource`."""
         return self.path.is_file()
 
-    def read(self, label: str) -> Scan:
+    def read(self, label: str, **reading: Any) -> Scan:
         """See `ImageSource`."""
-        return read_scan(self.path, label=label)
+        return read_scan(self.path, label=label, **reading)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ImageBytes:
         """See `ImageSource`."""
         return True
 
-    def read(self, label: str) -> Scan:
+    def read(self, label: str, **reading: Any) -> Scan:
         """See `ImageSource`."""
         with tempfile.NamedTemporaryFile(suffix=".scan") as file:  # the one decoder with all limits reads files
             try:
@@ -67,7 +67,7 @@ class ImageBytes:
                 file.flush()
             except (OSError, ValueError) as error:
                 raise ScanError(f"{label} could not be read from its shard or table.") from error
-            return read_scan(file.name, label=label)
+            return read_scan(file.name, label=label, **reading)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 from fmclip.contrastive.config import PairsConfig
 from fmclip.contrastive.pairs import ImageBytes, ImageFile, Pair, tidy
 from fmclip.errors import PairError
+from fmclip.scans.shards import TEXTS, iterate_samples, read_facts, read_member
 
 REPORT_FIELDS = ("findings", "impression", "report", "text")
 """Text of an OpenI study: the first of these that says something (radiology-clip-mini's priority)."""
@@ -188,7 +189,7 @@ class _Nothing:
     def exists(self) -> bool:
         return False
 
-    def read(self, label: str) -> Any:
+    def read(self, label: str, **reading: Any) -> Any:
         raise PairError(f"{label} has no image.")
 
 
@@ -254,49 +255,19 @@ def _shards(config: PairsConfig) -> Iterator[Pair]:
     if not files or not all(file.is_file() for file in files):
         raise PairError("No .tar shard is there; pairs.path must name one or a folder of them (local or mounted).")
     for shard, file in enumerate(files):
+        split = next((SPLIT_NAMES[word] for word in re.split(r"\W|_", file.stem.lower()) if word in SPLIT_NAMES), "")
         try:
-            with tarfile.open(file, "r:") as tar:  # uncompressed, so that members can be read in place
-                yield from _samples(config, shard, file, tar)
+            for sample in iterate_samples(file):
+                image = next((at for suffix, at in sample.members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
+                facts = read_facts(file, sample)
+                text = next((read_member(file, *sample.members[one]) for one in TEXTS if one in sample.members), b"")
+                words = tidy(text.decode("utf-8", "replace"))
+                if image is None and not words:
+                    continue
+                words = words or tidy(facts.get(config.text_column) or facts.get("caption"))
+                patients = (_name(facts.get(column)) for column in (config.patient_column, "patient"))
+                patient = next(filter(None, patients), f"{shard}/{sample.key}")
+                source = _Nothing() if image is None else ImageBytes(partial(read_member, file, *image))
+                yield Pair(f"{shard}/{sample.key}", source, words, patient, split)
         except tarfile.TarError as error:
             raise PairError(f"Shard {shard + 1} is damaged or compressed; shards must be plain .tar files.") from error
-
-
-def _samples(config: PairsConfig, shard: int, file: Path, tar: tarfile.TarFile) -> Iterator[Pair]:
-    """Members of one name lie next to each other; the first dot ends the name (WebDataset's rule)."""
-    split = next((SPLIT_NAMES[word] for word in re.split(r"\W|_", file.stem.lower()) if word in SPLIT_NAMES), "")
-    image: ImageBytes | None = None
-    facts: dict[str, Any] = {}
-    name = text = ""
-
-    def finished() -> Iterator[Pair]:
-        if name and (image is not None or text):
-            patients = (_name(facts.get(column)) for column in (config.patient_column, "patient"))
-            patient = next(filter(None, patients), f"{shard}/{name}")
-            words = text or tidy(facts.get(config.text_column) or facts.get("caption"))
-            yield Pair(f"{shard}/{name}", image or _Nothing(), words, patient, split)
-
-    for member in tar:
-        if not member.isfile():
-            continue
-        folder, _, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if f"{folder}/{stem}" != name:
-            yield from finished()
-            name, image, text, facts = f"{folder}/{stem}", None, "", {}
-        if f".{suffix.lower()}" in IMAGE_SUFFIXES:
-            image = ImageBytes(partial(_slice_of, file, member.offset_data, member.size))
-        elif suffix.lower() in ("txt", "caption"):
-            text = tidy(_slice_of(file, member.offset_data, member.size).decode("utf-8", "replace"))
-        elif suffix.lower() == "json":
-            try:
-                content = json.loads(_slice_of(file, member.offset_data, member.size))
-            except ValueError:
-                content = {}  # counted as an empty text if there is no other
-            facts = content if isinstance(content, dict) else {}
-    yield from finished()
-
-
-def _slice_of(file: Path, offset: int, size: int) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size)

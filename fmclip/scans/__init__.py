@@ -8,6 +8,7 @@ intensity   windows and robust ranges     letterbox   to the square and back
 windows     their names                   source      where the pixels lie, for exports
 resize      large scans made smaller
 archives    zip archives -> numbered files     series      slices of volumes and DICOM series
+shards      WebDataset shards, read in place
 """
 
 from fmclip.scans.intensity import CT_WINDOWS
