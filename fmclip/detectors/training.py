@@ -10,24 +10,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fmclip.detectors.base import BATCH, batched_features
 from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
+from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
+from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of
-from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
+from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 
 if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
 
-SYNTHESIS = "synthetic anomalies"
 READING = "features of the synthetic anomalies"
 STAGE2 = "stage 2: prompts and alignment adapters"
 STAGE3 = "stage 3: LoRA and block adapters"
@@ -43,7 +43,7 @@ class Pool:
 
     Attributes:
         scans: P pairs with their records.
-        pixels: [P, 3, S, S] float32 in [0, 1] on the CPU.
+        pixels: [P, 3, S, S] float32 in [0, 1]; on the CPU, unless they were made on a device.
         masks: [P, m, m] share of each cell that is anomalous.
         sources: [P, 2] indices of the reference that each was made from, and of the donor of its patch or -1; [P, 1] of
             two references, where leaving out both would leave nothing to compare with.
@@ -56,7 +56,12 @@ class Pool:
 
 
 def synthesise(
-    pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig, generator: torch.Generator, on_event: OnEvent
+    pixels: Tensor,
+    content: Tensor,
+    config: FusionMedCLIPConfig,
+    generator: torch.Generator,
+    on_event: OnEvent,
+    on_device: bool | None = None,
 ) -> Pool:
     """Make the pool (section 3.4): equal shares of identity, structural, density and deformation.
 
@@ -66,23 +71,16 @@ def synthesise(
         config: Pool size and scan type.
         generator: Draws everything.
         on_event: Hears of the progress.
+        on_device: See `synthesise_scans`.
     """
-    images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-    contents = list(content.cpu().numpy())
-    settings = SynthesisConfig(scan_type=config.scan_type, augmentation=Augmentation())
-    on_event(StageStarted(SYNTHESIS, config.pool_size))
-    scans: list[SyntheticScan] = []
-    while len(scans) < config.pool_size:
-        chunk = min(32, config.pool_size - len(scans))
-        scans += synthesise_pool(images, contents, chunk, generator, settings)
-        on_event(Step(SYNTHESIS, len(scans), config.pool_size, math.nan))
-    masks = torch.from_numpy(np.stack([scan.mask for scan in scans])).float()  # [P, S, S]
+    made = synthesise_scans(pixels, content, config.scan_type, config.pool_size, generator, on_event, on_device)
+    masks = made.masks.float()  # [P, S, S]
     side = min(MAP_SIDE, masks.shape[-1])
     return Pool(
-        scans=scans,
-        pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
+        scans=made.scans,
+        pixels=made.pixels,
         masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
-        sources=torch.tensor([scan.sources for scan in scans])[:, : 2 if len(images) > 2 else 1],
+        sources=torch.tensor([scan.sources for scan in made.scans])[:, : 2 if len(pixels) > 2 else 1],
     )
 
 

@@ -92,5 +92,6 @@ def content_box(content: np.ndarray) -> tuple[slice, slice]:
 def view_matrix(view: View, height: int, width: int) -> np.ndarray:
     """Where a view moves the pixels of a scan of so many pixels: float64 [2, 3], from (x, y, 1) to (x, y)."""
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), view.angle, view.zoom)
-    matrix[:, 2] += (view.right * width, view.down * height)
+    matrix[0, 2] += view.right * width
+    matrix[1, 2] += view.down * height
     return matrix

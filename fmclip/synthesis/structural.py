@@ -57,9 +57,7 @@ def fetch_patch(patch: Patch, region: Region, source: np.ndarray, source_foregro
     return patch_image.reshape(height, width, source.shape[2])
 
 
-def patch_matrix(
-    patch: Patch, radius: float, start: tuple[float, float], source_foreground: np.ndarray
-) -> np.ndarray:
+def patch_matrix(patch: Patch, radius: float, start: tuple[float, float], source_foreground: np.ndarray) -> np.ndarray:
     """Where each pixel of a box reads the source.
 
     Args:

@@ -71,7 +71,7 @@ def cubic_matrix(size: Tensor, coarse: Tensor, factor: Tensor, side: int, coarse
     place = torch.arange(side, device=size.device)
     at = (place + 0.5) / factor[:, None] - 0.5  # [B, side]
     first = at.floor()
-    t = at - first
+    t = (at - first).float()
     near, far = (_cubic_near(t), _cubic_near(1 - t)), (_cubic_far(1 + t), _cubic_far(2 - t))
     matrix = torch.zeros(len(size), side, coarse_side, device=size.device)
     for offset, weight in zip((-1, 0, 1, 2), (far[0], *near, far[1]), strict=True):

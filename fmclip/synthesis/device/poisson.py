@@ -11,7 +11,13 @@ _BETWEEN_LOOKS = 16
 
 
 def poisson_blend(
-    target: Tensor, patch: Tensor, mask: Tensor, sizes: Tensor, gain: Tensor, mixed: Tensor, tolerance: float = TOLERANCE
+    target: Tensor,
+    patch: Tensor,
+    mask: Tensor,
+    sizes: Tensor,
+    gain: Tensor,
+    mixed: Tensor,
+    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """Blend patches into targets in the gradient domain, with the target's values on the border of the mask.
 
