@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmclip.devices import constant
 from fmclip.errors import TowerError
 
 
@@ -112,8 +113,9 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     views stands in for it.
     """
     appearance = [index for index, view in enumerate(views) if view.kind != "mirror"]
-    weights = distances.new_tensor([view.weight for view in views]).view(-1, 1, 1)  # [V, 1, 1]
-    mean = (distances * weights)[:, appearance].sum(dim=1) / weights[appearance].sum()  # [B, h, w]
+    weights = constant(tuple(view.weight for view in views), distances.device, distances.dtype).view(-1, 1, 1)
+    rows = constant(tuple(appearance), distances.device, torch.long)
+    mean = (distances * weights)[:, rows].sum(dim=1) / weights[rows].sum()  # [B, h, w]
     if len(appearance) == len(views):
         return mean
     middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]

@@ -1,4 +1,4 @@
-"""What the CPU draws for one anomaly before a device paints it: where it lies and its noise, in the CPU path's order."""
+"""What the CPU draws for one anomaly before a device paints it: its place and its noise, in the CPU path's order."""
 
 from __future__ import annotations
 

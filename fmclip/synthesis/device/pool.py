@@ -184,12 +184,12 @@ def _views(references: Tensor, contents: Tensor, sources: Sequence[int], views: 
         starts.append([down.start, across.start])
         sizes.append([height, width])
         gains.append(drawn.gain)
-    matrix = torch.tensor(np.stack(matrices), dtype=torch.float32, device=device)[..., None, None]
+    back = torch.tensor(np.stack(matrices), dtype=torch.float32, device=device)[..., None, None]
     start, size = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
     place = torch.arange(references.shape[-1], device=device, dtype=torch.float32)
     y = (place - start[:, :1])[:, :, None]  # [n, S, 1]
     x = (place - start[:, 1:])[:, None]  # [n, 1, S]
-    columns, rows = (matrix[:, axis, 0] * x + matrix[:, axis, 1] * y + matrix[:, axis, 2] for axis in (0, 1))
+    columns, rows = (back[:, axis, 0] * x + back[:, axis, 1] * y + back[:, axis, 2] for axis in (0, 1))
     moved = sample(originals, rows, columns, start, size)
     moved = (moved * torch.tensor(gains, dtype=torch.float32, device=device).view(-1, 1, 1, 1)).clamp(0, 1)
     own = contents[torch.tensor(sources, dtype=torch.long, device=device)]
