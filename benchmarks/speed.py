@@ -105,7 +105,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     started = time.perf_counter()
     get_tower(options.tower, device=options.device)  # the page has it loaded before anybody presses Adapt
     load = time.perf_counter() - started
-    normals, queries = _scans(options.k, seed=0), _scans(12, seed=1)
+    normals, queries = simulated_scans(options.k, seed=0), simulated_scans(12, seed=1)
     session = Session(options.tower, options.device)
     first = adapted = 0.0
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _scans(count: int, seed: int) -> list[Any]:
+def simulated_scans(count: int, seed: int) -> list[Any]:
     """Simulate scans: smooth random textures."""
     import cv2
     import numpy as np
