@@ -17,7 +17,7 @@ from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.pace import PACES, Plan
 from fmclip.scans import Scan
-from fmclip.shortage import fit_where_it_fits, readable_errors
+from fmclip.shortage import fit_where_it_fits, predict_where_it_fits, readable_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,7 +225,7 @@ def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> 
     with readable_errors():
         detector = _built(adapter, tower, device)
         chunks = [scans[start : start + BATCH] for start in range(0, len(scans), BATCH)]
-        return [prediction for chunk in chunks for prediction in detector.predict(chunk)]
+        return [prediction for chunk in chunks for prediction in predict_where_it_fits(detector, chunk)]
 
 
 def explain_spot(

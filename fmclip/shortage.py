@@ -1,15 +1,17 @@
-"""When a GPU's memory is too small for a fit: it goes on on the processor; what cannot be helped is said in words."""
+"""When memory is too small: fits go on on the processor, answers come in halves, and the rest is said in words."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fmclip.background import Put
 from fmclip.errors import FmclipError, is_out_of_memory
 
 if TYPE_CHECKING:
+    from fmclip.detectors import Detector, Prediction
+    from fmclip.scans import Scan
     from fmclip.towers import Tower
 
 ON_CPU = (
@@ -38,6 +40,20 @@ def fit_where_it_fits(fit: Callable[[Tower], None], tower: Tower, on_cpu: Callab
     free_memory()
     put(Notice(ON_CPU))
     return fit(on_cpu())
+
+
+def predict_where_it_fits(detector: Detector, scans: Sequence[Scan]) -> list[Prediction]:
+    """Map scans together, or where the memory is too small for that, in halves; no answer depends on it."""
+    from fmclip.detectors.fallback import free_memory
+
+    try:
+        return detector.predict(scans)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or len(scans) == 1:
+            raise
+    free_memory()
+    middle = len(scans) // 2
+    return [*predict_where_it_fits(detector, scans[:middle]), *predict_where_it_fits(detector, scans[middle:])]
 
 
 def is_on_gpu(tower: Tower) -> bool:

@@ -35,6 +35,7 @@ STAGE2 = "stage 2: prompts and alignment adapters"
 STAGE3 = "stage 3: LoRA and block adapters"
 MAP_SIDE = 56  # the dice loss compares maps at this side; the patch grid is coarser still
 KEEP_SECONDS = 1.0  # between two states that are kept; a stop in the middle of a long step goes back to the last one
+KEEP_SHARE = 0.02  # of the time may be spent on keeping states, which are large for a large tower
 _LORA = "lora."
 PLAIN = Acceleration()
 MEMORY_REFRESH = 25  # steps of stage 3 between two looks at the references with the tower as it is by then
@@ -212,7 +213,7 @@ class Course:
         self._network, self._lora, self._optimiser = network, lora, optimiser
         self._generator, self._size, self._on_event = generator, size, on_event
         self._order = torch.empty(0, dtype=torch.long)
-        self._kept = time.monotonic()
+        self._kept, self._pause = time.monotonic(), KEEP_SECONDS
 
     def start(self, training: Training | None) -> None:
         """Go on from a state of this stage; from the beginning without one."""
@@ -246,10 +247,11 @@ class Course:
             with contextlib.suppress(Stopped):
                 self._keep()
             raise
-        if time.monotonic() - self._kept > KEEP_SECONDS:
+        if time.monotonic() - self._kept > self._pause:
             self._keep()
 
     def _keep(self) -> None:
+        begun = time.monotonic()
         weights = {name: _kept(value) for name, value in self._network.state_dict().items()}
         weights |= {f"{_LORA}{place}": _kept(weight) for place, weight in enumerate(self._lora)}
         state = self._optimiser.state_dict()
@@ -265,6 +267,7 @@ class Course:
             self._order.clone(),
         )
         self._kept = time.monotonic()
+        self._pause = max(KEEP_SECONDS, (self._kept - begun) / KEEP_SHARE)
         self._on_event(training)
 
 

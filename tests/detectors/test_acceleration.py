@@ -166,6 +166,7 @@ def test_a_shortage_in_the_middle_goes_on_from_the_last_kept_step(monkeypatch):
     from fmclip.detectors import training
 
     monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "KEEP_SHARE", 1e9)
     run = TrainingStep._run
 
     def short(self, rows):
