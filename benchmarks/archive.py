@@ -32,7 +32,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from benchmarks.speed import ROOT, _scans
+from benchmarks.cpu import ROOT, simulated_scans
 from fmclip.archive.drift import read_drift
 from fmclip.archive.manifest import Columns, Source
 from fmclip.archive.run import Progress, Workers, score_archive
@@ -178,7 +178,7 @@ def _resident(process: int) -> float:
 
 
 def _adapter(file: Path, tower: str, method: str) -> Path:
-    detector = DETECTORS[method](get_tower(tower)).fit(_scans(16, seed=0))
+    detector = DETECTORS[method](get_tower(tower)).fit(simulated_scans(16, seed=0))
     assert detector.reference_scores_ is not None
     save_adapter(file, detector, Calibration.from_scores(detector.reference_scores_))
     return file
@@ -187,7 +187,7 @@ def _adapter(file: Path, tower: str, method: str) -> Path:
 def _write_shards(folder: Path, count: int, side: int) -> Path:
     """Write simulated scans as DICOM, each with its own patient, beside JSON with scanner and day."""
     folder.mkdir()
-    pictures = [_dicom(scan.pixels, side) for scan in _scans(32, seed=1)]
+    pictures = [_dicom(scan.pixels, side) for scan in simulated_scans(32, seed=1)]
     for shard, first in enumerate(range(0, count, SHARD)):
         with tarfile.open(folder / f"{shard:04d}.tar", "w") as tar:
             for number in range(first, min(first + SHARD, count)):

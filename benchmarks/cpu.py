@@ -127,7 +127,7 @@ def _first_heatmap(options: argparse.Namespace) -> dict[str, float]:
     clocks = []
     for visitor in range(REPEATS):
         session, clock = Session(options.tower, options.device), _Clock()
-        normals, queries = _scans(options.k, seed=2 * visitor), _scans(1, seed=2 * visitor + 1)
+        normals, queries = simulated_scans(options.k, seed=2 * visitor), simulated_scans(1, seed=2 * visitor + 1)
         found: tuple[float, float] | None = None
         clock.start()
         for event in session.adapt(normals, scan_type="brain MRI", preset="fast", preview_queries=queries):
@@ -150,7 +150,7 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
     from fmclip.session import Adapted, Session
     from fmclip.towers import get_tower
 
-    normals, queries = _scans(options.k, seed=0), _scans(12, seed=1)
+    normals, queries = simulated_scans(options.k, seed=0), simulated_scans(12, seed=1)
     session, clock, adapted = Session(options.tower, options.device), _Clock(), (0.0, 0.0)
     clock.start()
     for event in session.adapt(normals, scan_type="brain MRI", preset=options.phase, preview_queries=queries[:1]):
@@ -190,7 +190,7 @@ def _fit_and_query(options: argparse.Namespace, tower: Tower) -> dict[str, float
     from fmclip.errors import FmclipError
 
     kind, clock = {**DETECTORS, **PEERS}[options.phase], _Clock()
-    normals, queries = _scans(options.k, seed=0), _scans(QUERIES, seed=1)
+    normals, queries = simulated_scans(options.k, seed=0), simulated_scans(QUERIES, seed=1)
     clock.start()
     try:
         kind(tower).fit(normals).predict(queries)
@@ -211,7 +211,7 @@ class _Clock:
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-def _scans(count: int, seed: int) -> list[Any]:
+def simulated_scans(count: int, seed: int) -> list[Any]:
     """Simulate scans: smooth random textures."""
     import cv2
     import numpy as np

@@ -68,6 +68,8 @@ class BlockAdapter(nn.Module):
         """[B, C_j, H_j, W_j] -> the same shape; a generator switches dropout on and draws it."""
         hidden = F.gelu(self.down(features))  # [B, bottleneck, H_j, W_j]
         if generator is not None and self.dropout > 0:
-            keep = torch.rand(hidden.shape, generator=generator).to(hidden.device) >= self.dropout
+            keep = (
+                torch.rand(hidden.shape, generator=generator, device=generator.device).to(hidden.device) >= self.dropout
+            )
             hidden = hidden * keep / (1 - self.dropout)
         return features + self.up(hidden)

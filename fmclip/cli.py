@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
-from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, OnEvent, StageStarted, Step
+from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, Notice, OnEvent, StageStarted, Step
 from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
@@ -346,6 +346,8 @@ def _shown_on(progress: Progress) -> OnEvent:
         elif isinstance(event, Step):
             text = f"{event.stage}, loss {event.loss:.3f}" if math.isfinite(event.loss) else event.stage
             progress.update(tasks[event.stage], completed=event.step, description=text)
+        elif isinstance(event, Notice):
+            _warn(event.text)
 
     return show
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 def resolve_device(device: str = "auto") -> str:
     """Name the device to use: "auto" is a GPU when there is one."""
@@ -10,3 +17,21 @@ def resolve_device(device: str = "auto") -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A small tensor of fixed numbers, copied to a device once: a step that is recorded there may copy nothing.
+
+    Args:
+        values: Numbers, or tuples of numbers of one length.
+        device: Where it goes.
+        dtype: Of the tensor.
+
+    Returns:
+        Shared by all callers, who only read it.
+    """
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)

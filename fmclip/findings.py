@@ -94,6 +94,7 @@ class Adapted:
         seconds: How long it took.
         stopped: Whether the person ended it.
         stage: The stage whose state is kept; "" if none was reached, and the former adapter still answers.
+        notices: What was done another way than asked for, in words.
     """
 
     calibration: Calibration | None
@@ -101,6 +102,7 @@ class Adapted:
     seconds: float
     stopped: bool
     stage: str
+    notices: tuple[str, ...] = ()
 
 
 SessionEvent: TypeAlias = "Progress | SyntheticExamples | SelfCheck | Preview | Adapted"

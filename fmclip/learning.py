@@ -5,7 +5,6 @@ Both take and give plain values with CPU tensors, so that a host that forks a pr
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import uuid
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
 from fmclip.pace import PACES, Plan
 from fmclip.scans import Scan
+from fmclip.shortage import fit_where_it_fits, predict_where_it_fits, readable_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,10 +222,10 @@ def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> 
     Returns:
         One prediction for each scan.
     """
-    with _readable_errors():
+    with readable_errors():
         detector = _built(adapter, tower, device)
         chunks = [scans[start : start + BATCH] for start in range(0, len(scans), BATCH)]
-        return [prediction for chunk in chunks for prediction in detector.predict(chunk)]
+        return [prediction for chunk in chunks for prediction in predict_where_it_fits(detector, chunk)]
 
 
 def explain_spot(
@@ -243,7 +243,7 @@ def explain_spot(
     """Say why a spot of a scan is as odd as it is, see `fmclip.explain.explain`."""
     from fmclip.explain import explain
 
-    with _readable_errors():
+    with readable_errors():
         detector = _built(adapter, tower, device)
         return explain(detector, scan, x, y, references=references, regions=regions, count=count)
 
@@ -256,7 +256,7 @@ def extend(adapter: Adapter, tower: str, device: str, regions: Sequence[NormalRe
     """
     from fmclip.regions import mark_normal
 
-    with _readable_errors():
+    with readable_errors():
         detector = adapter.build(tower, device)
         mark_normal(detector, regions, keep=keep)
         return Adapter.of(detector, adapter.window)
@@ -266,7 +266,7 @@ def look_at(adapter: Adapter, tower: str, device: str, scan: Scan, *, words: boo
     """Say where the tower looks, or with `words` what speaks for "abnormal", see `fmclip.explain`: [H, W] in [0, 1]."""
     from fmclip.explain import attention_map, words_map
 
-    with _readable_errors():
+    with readable_errors():
         return (words_map if words else attention_map)(_built(adapter, tower, device), scan)
 
 
@@ -313,18 +313,23 @@ _turns: dict[str, Turns] = {}
 def _work(job: Job, put: Put, ended: Ended) -> None:
     """Body of the thread."""
     turns = _turns.setdefault(job.device, Turns())
-    with _readable_errors(), turns.taken(put, ended) as hand_over:
-        _fit(job, put, ended, hand_over)
+    with readable_errors(), turns.taken(put, ended) as hand_over:
+        tower = load_tower(job.tower, job.device)
+        fit_where_it_fits(
+            lambda tower: _fit(job, tower, put, ended, hand_over),
+            tower,
+            lambda: load_tower(job.tower, "cpu").to("cpu"),  # a lent GPU holds the very tower that was loaded there
+            put,
+        )
 
 
-def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
+def _fit(job: Job, tower: Tower, put: Put, ended: Ended, hand_over: Callable[[], None]) -> None:
     from fmclip.detectors import DETECTORS, Ready, StageStarted
     from fmclip.explain import HasPatchMemory
     from fmclip.regions import mark_normal
     from fmclip.self_check import HeldOut, check
 
     kind = DETECTORS[job.method]
-    tower = load_tower(job.tower, job.device)
     detector: Any = kind(tower, job.config())
     held: HeldOut | None = None
     last: Adapter | None = None
@@ -381,17 +386,3 @@ def _fit(job: Job, put: Put, ended: Ended, hand_over: Callable[[], None]) -> Non
         detector.fit(list(job.normals), **examples, on_event=listen)
     if not ended.is_set() and not Adapter.of(detector).same_as(last):
         settle(Ready("final", detector))
-
-
-@contextlib.contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Turn a device that is out of memory into an error that says what to do."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise FmclipError(
-            "The graphics card ran out of memory. Wait for other visitors to finish, use fewer scans or the preset "
-            "'fast', or start the page on the CPU."
-        ) from error

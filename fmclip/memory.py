@@ -220,6 +220,12 @@ class ReferenceMemory:
         other.bank, other.owner, other.place = bank, owner, place
         return other
 
+    def renew(self, other: ReferenceMemory) -> None:
+        """Take over the numbers of a memory of the same patches, in place: whoever holds the tensors sees them."""
+        pairs = [*zip(self.bank, other.bank, strict=True), *zip(self.whitening, other.whitening, strict=True)]
+        for own, new in [*pairs, (self.scale, other.scale)]:
+            own.copy_(new)
+
     def leave_one_out(self, features: Sequence[Tensor], content: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
         """Distances of each reference to a memory that has never seen it, its whitening included.
 

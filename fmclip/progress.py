@@ -45,6 +45,7 @@ class Tracker:
         started: When it began.
         what: What is trained, for `PACES`: tower, device, method.
         plan: Stages to come with their steps.
+        notices: What was done another way than asked for.
     """
 
     started: float
@@ -55,6 +56,7 @@ class Tracker:
     step: int = 0
     steps: int = 0
     losses: list[tuple[str, float]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     begun: float = 0.0
     first_step: int = 0
     first_done: float = 0.0
@@ -85,6 +87,11 @@ class Tracker:
         if math.isfinite(loss):  # a stage that trains nothing has no loss
             self.losses.append((self.stage, loss))
         return step == steps or time.monotonic() - self.told >= PROGRESS_SECONDS
+
+    def tell(self, notice: str) -> Progress:
+        """Say something that is to be read at the end too."""
+        self.notices.append(notice)
+        return self.progress(notice)
 
     def progress(self, message: str = "") -> Progress:
         """Say how far it is."""

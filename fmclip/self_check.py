@@ -18,10 +18,11 @@ from torch import Tensor
 from fmclip.calibration import distinct
 from fmclip.detectors import Detector
 from fmclip.detectors.base import BATCH, to_pixels
+from fmclip.detectors.events import ignore
+from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.maps import resize_map
 from fmclip.memory import grid_of
 from fmclip.scans import Scan
-from fmclip.synthesis import Augmentation, SynthesisConfig, synthesise_pool
 from fmclip.towers import Tower
 
 NORMALS, ANOMALIES = 8, 16
@@ -77,10 +78,8 @@ class HeldOut:
             seed: Of the fit.
         """
         pixels, content, _ = to_pixels(distinct(normals), tower)
-        images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
         generator = torch.Generator().manual_seed(seed + SEED_STEP)
-        settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
-        pool = synthesise_pool(images, list(content.cpu().numpy()), 4 * NORMALS, generator, settings)
+        pool = synthesise_scans(pixels, content, scan_type, 4 * NORMALS, generator, ignore).scans
         normal = [scan for scan in pool if scan.anomaly is None][:NORMALS]
         abnormal = [scan for scan in pool if scan.anomaly is not None][:ANOMALIES]
         share = ANOMALIES // NORMALS

@@ -223,8 +223,8 @@ class Session:
                 warnings = tuple(check_references(job.normals, scores))
                 if tracker.learned:
                     self.warnings = warnings
-                seconds = time.monotonic() - tracker.started
-                yield Adapted(self.calibration, warnings, seconds, stop.is_set(), tracker.learned)
+                seconds, notices = time.monotonic() - tracker.started, tuple(tracker.notices)
+                yield Adapted(self.calibration, warnings, seconds, stop.is_set(), tracker.learned, notices)
             finally:
                 stop.set()
         finally:
@@ -353,7 +353,7 @@ class Session:
     def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
         from fmclip.calibration import Calibration
-        from fmclip.detectors import StageStarted, Step, SyntheticExamples, Training
+        from fmclip.detectors import Notice, StageStarted, Step, SyntheticExamples, Training
         from fmclip.self_check import SelfCheck
 
         calibration = self.calibration
@@ -374,6 +374,8 @@ class Session:
                 yield Preview(event.stage, findings)
             elif isinstance(event, Waiting):
                 yield tracker.progress("waiting for another training on this machine")
+            elif isinstance(event, Notice):
+                yield tracker.tell(event.text)
             elif isinstance(event, StageStarted):
                 yield tracker.begin(event.stage, event.steps)
             elif isinstance(event, Step):

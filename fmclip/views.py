@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmclip.devices import constant
 from fmclip.errors import TowerError
 
 
@@ -108,7 +109,8 @@ def context_match(look: Tensor) -> Tensor:
     """
     h, w = look.shape[-2:]
     patches = look.flatten(2).transpose(1, 2)  # [B, h * w, C]
-    rows, columns = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    places = torch.arange(h * w, device=look.device)
+    rows, columns = places // w, places % w
     down, across = (max(1, round(side / 14)) for side in (h, w))
     beside = ((rows - rows[:, None]).abs() <= down) & ((columns - columns[:, None]).abs() <= across)  # [h * w, h * w]
     seen = patches.detach()
@@ -145,9 +147,10 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     Near the midline a place is its own mirror image and its mirror view says nothing; there the mean of the other
     views stands in for it.
     """
-    others = [index for index, view in enumerate(views) if view.kind != "mirror"]
-    weights = distances.new_tensor([view.weight for view in views]).view(-1, 1, 1)  # [V, 1, 1]
-    mean = (distances * weights)[:, others].sum(dim=1) / weights[others].sum()  # [B, h, w]
+    others = tuple(index for index, view in enumerate(views) if view.kind != "mirror")
+    weights = constant(tuple(view.weight for view in views), distances.device, distances.dtype).view(-1, 1, 1)
+    rows = constant(others, distances.device, torch.long)
+    mean = (distances * weights)[:, rows].sum(dim=1) / weights[rows].sum()  # [B, h, w]
     if len(others) == len(views):
         return mean
     middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]

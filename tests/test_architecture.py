@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"scans", "colours", "devices", "losses", "background", "pace", "search", "prediction_interval"},
+    {"acceleration", "scans", "colours", "devices", "losses", "background", "pace", "search", "prediction_interval"},
     {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
@@ -14,7 +14,7 @@ ORDER = [
     {"calibration"},
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
-    {"findings", "learning", "hub"},
+    {"findings", "learning", "hub", "shortage"},
     {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive", "export"},

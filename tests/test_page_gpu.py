@@ -1,6 +1,7 @@
 """On a host that lends its GPU each call runs in a forked process: what goes over, what comes back, and Stop."""
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -11,12 +12,15 @@ import pytest
 import torch
 from forked_gpu import fake_spaces
 
+from fmclip import shortage
+from fmclip.acceleration import Acceleration
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step, Training
 from fmclip.detectors import fusionmedclip as fusion
-from fmclip.detectors.training import STAGE3
+from fmclip.detectors.training import STAGE2, STAGE3
 from fmclip.errors import FmclipError
 from fmclip.learning import Job
 from fmclip.page import gpu
+from fmclip.page.notes import outcome
 from fmclip.regions import NormalRegion
 from fmclip.scans import Scan
 from fmclip.self_check import BUDGET_SECONDS
@@ -161,6 +165,78 @@ def test_more_steps_and_what_is_left_of_a_training_ask_for_their_own_time(asked)
     whole, little, much = (gpu.learn_seconds("cuda", one) for one in (job, nearly_over, longer))
     assert little < whole < much
     assert gpu.learn_seconds("cuda", replace(job, method="patch_memory")) > BUDGET_SECONDS
+
+
+@pytest.fixture
+def fast_path(monkeypatch):
+    """As if the device liked static steps and painted the anomalies; both run on a CPU too."""
+    how = Acceleration(on_device=True, static_steps=True)
+    monkeypatch.setattr(Acceleration, "of", classmethod(lambda cls, device: how))
+
+
+def test_stop_reaches_a_training_with_static_steps_and_its_state_comes_back(session, monkeypatch, fast_path):
+    endless = {"stage2_epochs": 10**5, "stage3_epochs": 0, "pool_size": 8, "batch_size": 4}
+    monkeypatch.setitem(fusion.PRESETS, "fast", endless)
+    monkeypatch.setattr(gpu, "GRACE_SECONDS", 60)
+    for event in session.adapt(make_scans(1, 4), preset="fast"):
+        if isinstance(event, Progress) and event.stage == STAGE2 and event.step > 2:
+            session.stop()
+    assert isinstance(event, Adapted)
+    assert event.stopped
+    assert event.stage == "patch memory"
+    _, training = session.unfinished
+    assert training.stage == STAGE2
+    assert 2 < training.step < training.steps
+
+
+def test_a_shortage_of_memory_over_there_is_told_here(session, monkeypatch, fast_path):
+    short = {"stage2_epochs": 2, "stage3_epochs": 2, "pool_size": 8, "batch_size": 4}
+    monkeypatch.setitem(fusion.PRESETS, "fast", short)
+    train = fusion.train_stage3
+
+    def full(*arguments):
+        if arguments[-1].parts < 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return train(*arguments)
+
+    monkeypatch.setattr(fusion, "train_stage3", full)
+    events = list(session.adapt(make_scans(1, 4), preset="fast"))
+    assert events[-1].stage == "stage 3"
+    (notice,) = events[-1].notices
+    assert "batches in 2 parts" in notice
+    assert notice in [event.message for event in events if isinstance(event, Progress)]
+    assert notice in outcome(None, replace(events[-1], stopped=True))
+
+
+def test_a_gpu_that_holds_no_fit_at_all_hands_it_to_the_processor(session, monkeypatch, fast_path):
+    here = Session("tiny", "cpu")
+    list(here.adapt(make_scans(1, 4), method="patch_memory"))
+    fit, asked = PatchMemory.fit, []
+
+    def full(self, *arguments, **named):
+        asked.append(self)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return fit(self, *arguments, **named)
+
+    monkeypatch.setattr(PatchMemory, "fit", full)
+    monkeypatch.setattr(shortage, "is_on_gpu", lambda tower: True)
+    events = list(session.adapt(make_scans(1, 4), method="patch_memory"))
+    assert events[-1].notices == (shortage.ON_CPU,)
+    query = make_scans(9, 1)
+    np.testing.assert_array_equal(session.query(query)[0].map, here.query(query)[0].map)
+
+
+def test_what_is_lent_can_be_named_in_another_process_and_the_page_itself_leaves_the_gpu_alone(session, monkeypatch):
+    for task in (gpu._learn_there, gpu._answer_there, gpu._extend_there):
+        assert pickle.loads(pickle.dumps(task)) is task
+
+    def touched():
+        raise AssertionError("a process that forks later must not start CUDA")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    list(session.adapt(make_scans(1, 4), preset="fast"))
+    session.query(make_scans(9, 1))
 
 
 def test_elsewhere_nothing_is_forked():

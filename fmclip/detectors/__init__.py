@@ -5,6 +5,7 @@ from fmclip.detectors.conrad import ConRAD
 from fmclip.detectors.cosine import Cosine
 from fmclip.detectors.events import (
     Event,
+    Notice,
     OnEvent,
     Ready,
     StageStarted,
@@ -40,6 +41,7 @@ __all__ = [
     "Event",
     "FusionMedCLIP",
     "FusionMedCLIPConfig",
+    "Notice",
     "OnEvent",
     "PatchMemory",
     "PatchMemoryConfig",

@@ -133,7 +133,18 @@ def _each(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     return value
 
 
-Event: TypeAlias = StageStarted | Step | SyntheticExamples | Ready | Training
+@dataclass(frozen=True)
+class Notice:
+    """Something the person should know: what was done another way than asked for, and why.
+
+    Attributes:
+        text: In plain words.
+    """
+
+    text: str
+
+
+Event: TypeAlias = Notice | StageStarted | Step | SyntheticExamples | Ready | Training
 OnEvent: TypeAlias = Callable[[Event], None]
 
 

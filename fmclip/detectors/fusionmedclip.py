@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.fallback import train_within_memory
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
 from fmclip.detectors.training import (
@@ -125,6 +127,7 @@ class FusionMedCLIP(Detector):
         adapted_: The tower in use: `tower` itself, or one with the LoRA of stage 3 merged.
         prompts_: [2, D], both prompts as the text tower embeds them: once for all scans; None without a network.
         learned_level_: Mean over the references of the largest leave-one-out log-odds of the learned map.
+        acceleration: How training uses the device; None takes what suits it.
     """
 
     name = "fusionmedclip"
@@ -137,6 +140,7 @@ class FusionMedCLIP(Detector):
     adapted_: Tower
     prompts_: Tensor | None = None
     learned_level_: float = 0.0
+    acceleration: Acceleration | None = None
 
     def fit(
         self,
@@ -168,23 +172,26 @@ class FusionMedCLIP(Detector):
     def _train(self, normals: Sequence[Scan], on_event: OnEvent | None, start: Training | None) -> FusionMedCLIP:
         normals, on_event = self._begin(normals, on_event)
         generator = torch.Generator().manual_seed(self.config.seed)
+        acceleration = self.acceleration or Acceleration.of(self.tower.device)
         pixels, content, _ = to_pixels(normals, self.tower)
         try:
             on_event(StageStarted("patch memory", 0))
             self._settle(self.tower, None, pixels, content)
             if start is None:
                 on_event(Ready("patch memory", self))
-            pool = synthesise(pixels, content, self.config, generator, on_event)
+            pool = synthesise(pixels, content, self.config, generator, on_event, acceleration.on_device)
             on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], None)))
             network = FusionNetwork(self.tower, self.memory_.views, self.config, generator)
             if start is None or start.stage == STAGE2:
-                train_stage2(network, self.tower, self.memory_, pool, self.config, generator, on_event, start)
+                train_stage2(
+                    network, self.tower, self.memory_, pool, self.config, generator, on_event, start, acceleration
+                )
                 self._settle(self.tower, network, pixels, content)
                 on_event(Ready("stage 2", self))
                 on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
                 start = None
             if self.config.stage3_epochs > 0:
-                self._stage3(network, pixels, content, pool, generator, on_event, start)
+                self._stage3(network, pixels, content, pool, generator, on_event, start, acceleration)
         except Stopped:
             if not self.is_fitted:
                 raise
@@ -199,9 +206,16 @@ class FusionMedCLIP(Detector):
         generator: torch.Generator,
         on_event: OnEvent,
         start: Training | None,
+        acceleration: Acceleration,
     ) -> None:
         refined = network.with_block_adapters(self.tower, self.config, generator)
-        tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, on_event, start)
+
+        def train(how: Acceleration, begin: Training | None, listen: OnEvent) -> Tower:
+            return train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, listen, begin, how)
+
+        tower = train_within_memory(train, acceleration, self.config.batch_size, generator, on_event, start)
+        if tower is None:
+            return
         self._settle(tower, refined, pixels, content)
         on_event(Ready("stage 3", self))
         on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmclip.detectors.base import to_pixels
-from fmclip.detectors.events import OnEvent, StageStarted, Step, SyntheticExample, SyntheticExamples
+from fmclip.detectors.events import OnEvent, SyntheticExample, SyntheticExamples
+from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
+from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.errors import ReferenceSetError
 from fmclip.scans import Scan
-from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
+from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 
-SYNTHESIS = "synthetic anomalies"
-CHUNK = 32  # synthetic scans between two events
 SHOWN_EXAMPLES = 8
 MASK_SIDE = 56  # masks are compared with maps at this side; the patch grid is coarser still
 ANGLE, SHIFT, ZOOM = 10.0, 0.05, 0.1  # degrees and shares of the side by which a scan is varied at most
@@ -113,22 +112,15 @@ def from_synthesis(
         generator: Draws everything.
         on_event: Hears of the progress and is shown some.
     """
-    images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-    contents = list(content.cpu().numpy())
-    settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
-    on_event(StageStarted(SYNTHESIS, size))
-    scans: list[SyntheticScan] = []
-    while len(scans) < size:
-        scans += synthesise_pool(images, contents, min(CHUNK, size - len(scans)), generator, settings)
-        on_event(Step(SYNTHESIS, len(scans), size, math.nan))
-    on_event(SyntheticExamples(tuple(_shown(scan) for scan in scans[:SHOWN_EXAMPLES])))
-    masks = torch.from_numpy(np.stack([scan.mask for scan in scans])).float()  # [N, S, S]
+    made = synthesise_scans(pixels, content, scan_type, size, generator, on_event)
+    on_event(SyntheticExamples(tuple(_shown(scan) for scan in made.scans[:SHOWN_EXAMPLES])))
+    masks = made.masks.cpu().float()  # [N, S, S]
     return Samples(
-        pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
+        pixels=made.pixels.cpu(),
         labels=masks.flatten(1).amax(dim=1),
         masks=_coarse(masks),
-        is_drawn=torch.ones(len(scans), dtype=torch.bool),
-        sources=torch.tensor([scan.sources for scan in scans]),
+        is_drawn=torch.ones(len(made.scans), dtype=torch.bool),
+        sources=torch.tensor([scan.sources for scan in made.scans]),
     )
 
 

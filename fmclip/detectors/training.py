@@ -10,31 +10,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import BATCH, batched_features
 from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
+from fmclip.detectors.step import TrainingStep, adamw
+from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
+from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
 from fmclip.memory import ReferenceMemory, grid_of
-from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
+from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 from fmclip.views import levels_needed
 
 if TYPE_CHECKING:
     from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
 
-SYNTHESIS = "synthetic anomalies"
 READING = "features of the synthetic anomalies"
 STAGE2 = "stage 2: prompts and alignment adapters"
 STAGE3 = "stage 3: LoRA and block adapters"
 MAP_SIDE = 56  # the dice loss compares maps at this side; the patch grid is coarser still
 KEEP_SECONDS = 1.0  # between two states that are kept; a stop in the middle of a long step goes back to the last one
+KEEP_SHARE = 0.02  # of the time may be spent on keeping states, which are large for a large tower
 _LORA = "lora."
+PLAIN = Acceleration()
 MEMORY_REFRESH = 25  # steps of stage 3 between two looks at the references with the tower as it is by then
 
 
@@ -44,7 +48,7 @@ class Pool:
 
     Attributes:
         scans: P pairs with their records.
-        pixels: [P, 3, S, S] float32 in [0, 1] on the CPU.
+        pixels: [P, 3, S, S] float32 in [0, 1]; on the CPU, unless they were made on a device.
         masks: [P, m, m] share of each cell that is anomalous.
         sources: [P, 2] indices of the reference that each was made from, and of the donor of its patch or -1; [P, 1] of
             two references, where leaving out both would leave nothing to compare with.
@@ -57,7 +61,12 @@ class Pool:
 
 
 def synthesise(
-    pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig, generator: torch.Generator, on_event: OnEvent
+    pixels: Tensor,
+    content: Tensor,
+    config: FusionMedCLIPConfig,
+    generator: torch.Generator,
+    on_event: OnEvent,
+    on_device: bool | None = None,
 ) -> Pool:
     """Make the pool (section 3.4): equal shares of identity, structural, density and deformation.
 
@@ -67,23 +76,16 @@ def synthesise(
         config: Pool size and scan type.
         generator: Draws everything.
         on_event: Hears of the progress.
+        on_device: See `synthesise_scans`.
     """
-    images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-    contents = list(content.cpu().numpy())
-    settings = SynthesisConfig(scan_type=config.scan_type, augmentation=Augmentation())
-    on_event(StageStarted(SYNTHESIS, config.pool_size))
-    scans: list[SyntheticScan] = []
-    while len(scans) < config.pool_size:
-        chunk = min(32, config.pool_size - len(scans))
-        scans += synthesise_pool(images, contents, chunk, generator, settings)
-        on_event(Step(SYNTHESIS, len(scans), config.pool_size, math.nan))
-    masks = torch.from_numpy(np.stack([scan.mask for scan in scans])).float()  # [P, S, S]
+    made = synthesise_scans(pixels, content, config.scan_type, config.pool_size, generator, on_event, on_device)
+    masks = made.masks.float()  # [P, S, S]
     side = min(MAP_SIDE, masks.shape[-1])
     return Pool(
-        scans=scans,
-        pixels=torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous(),
+        scans=made.scans,
+        pixels=made.pixels,
         masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
-        sources=torch.tensor([scan.sources for scan in scans])[:, : 2 if len(images) > 2 else 1],
+        sources=torch.tensor([scan.sources for scan in made.scans])[:, : 2 if len(pixels) > 2 else 1],
     )
 
 
@@ -96,21 +98,25 @@ def train_stage2(
     generator: torch.Generator,
     on_event: OnEvent,
     start: Training | None = None,
+    acceleration: Acceleration = PLAIN,
 ) -> None:
     """Train prompts, alignment adapters and temperature; the frozen tower runs once over the pool."""
     steps = count_steps(memory.references, config.stage2_epochs, config.batch_size)
     on_event(StageStarted(READING, len(pool.scans)))
     reads = _pool_reads(network, tower, memory, pool, on_event)  # one [P, C_v, h, w] for each view
     on_event(StageStarted(STAGE2, steps))
-    optimiser = torch.optim.AdamW(_stage2_groups(network, config), weight_decay=config.weight_decay)
+    optimiser = adamw(_stage2_groups(network, config), config.weight_decay, tower.device)
     is_last = config.stage3_epochs == 0
     course = Course(STAGE2, steps, is_last, network, [], optimiser, generator, len(pool.scans), on_event)
     course.start(start)
     masks = pool.masks.to(tower.device)
+
+    def loss(rows: Tensor) -> Tensor:
+        return _loss(network.map([read[rows] for read in reads], network.prompts(tower)), masks[rows], config)
+
+    step = TrainingStep(loss, optimiser, tower.device, is_static=acceleration.static_steps)
     for batch in course.batches(config.batch_size):
-        maps = network.map([read[batch] for read in reads], network.prompts(tower))
-        loss = _loss(maps, masks[batch], config)
-        course.take(loss)
+        course.took(step(batch))
 
 
 def train_stage3(
@@ -123,8 +129,13 @@ def train_stage3(
     generator: torch.Generator,
     on_event: OnEvent,
     start: Training | None = None,
+    acceleration: Acceleration = PLAIN,
 ) -> Tower:
-    """Train everything end to end (section 3.3.3) and return the tower with its LoRA merged."""
+    """Train everything end to end (section 3.3.3) and return the tower with its LoRA merged.
+
+    The tower computes in bfloat16 where its device prefers that; what is trained, the memory and the losses are
+    float32. The backward pass ends at the first block with LoRA, since nothing before it needs a gradient.
+    """
     adapted = tower.with_lora(
         config.lora_rank, config.lora_alpha, config.lora_dropout, generator=generator, depth=config.lora_depth
     )
@@ -133,24 +144,42 @@ def train_stage3(
         {"params": adapted.lora_parameters(), "lr": config.lora_lr},
         {"params": list(network.block.parameters()), "lr": config.block_lr},
     ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    optimiser = adamw(groups, config.weight_decay, tower.device)
     steps = count_steps(pixels.shape[0], config.stage3_epochs, config.batch_size)
     on_event(StageStarted(STAGE3, steps))
     lora = adapted.lora_parameters()
     course = Course(STAGE3, steps, True, network, lora, optimiser, generator, len(pool.scans), on_event)
     course.start(start)
-    masks = pool.masks.to(tower.device)
-    memory, levels = None, levels_needed(network.views)
-    for batch in course.batches(config.batch_size):
-        if memory is None or course.step % MEMORY_REFRESH == 0:
-            memory = _memory_now(network, adapted, pixels, content, config)
-        adapted.train_lora(generator)
-        features = network.refine(adapted.features(pool.pixels[batch].to(tower.device), levels), generator)
-        _, residuals = memory.compare(features, pool.sources[batch].to(tower.device), residuals=True)
-        maps = network(features, residuals, network.prompts(tower))
-        loss = _loss(maps, masks[batch], config)
+    is_checkpointed = acceleration.checkpointing and adapted.set_checkpointing(True)
+    noise = _dropout_generator(generator, tower.device)
+    pictures, masks, sources = (one.to(tower.device) for one in (pool.pixels, pool.masks, pool.sources))
+    memory: ReferenceMemory | None = None
+    levels = levels_needed(network.views)
+
+    def loss(rows: Tensor) -> Tensor:
+        assert memory is not None, "the references come first"
+        adapted.train_lora(None if is_checkpointed else noise)
+        features = network.refine(adapted.features(pictures[rows], levels), noise)
+        _, residuals = memory.compare(features, sources[rows], residuals=True)
         adapted.train_lora(None)
-        course.take(loss)
+        return _loss(network(features, residuals, network.prompts(tower)), masks[rows], config)
+
+    step = TrainingStep(
+        loss,
+        optimiser,
+        tower.device,
+        is_static=acceleration.static_steps,
+        parts=acceleration.parts,
+        generators=[noise],
+    )
+    for batch in course.batches(config.batch_size):
+        if memory is None:
+            memory = _memory_now(network, adapted, pixels, content, config)
+        elif course.step % MEMORY_REFRESH == 0:
+            memory.renew(_memory_now(network, adapted, pixels, content, config))
+        course.took(step(batch))
+    if is_checkpointed:
+        adapted.set_checkpointing(False)
     network.lora_state = adapted.lora_state()
     return adapted.merged()
 
@@ -186,7 +215,7 @@ class Course:
         self._network, self._lora, self._optimiser = network, lora, optimiser
         self._generator, self._size, self._on_event = generator, size, on_event
         self._order = torch.empty(0, dtype=torch.long)
-        self._kept = time.monotonic()
+        self._kept, self._pause = time.monotonic(), KEEP_SECONDS
 
     def start(self, training: Training | None) -> None:
         """Go on from a state of this stage; from the beginning without one."""
@@ -197,7 +226,8 @@ class Course:
             self._network.load_state_dict(network)
             for place, weight in enumerate(self._lora):
                 weight.copy_(training.weights[f"{_LORA}{place}"])
-        self._optimiser.load_state_dict(copy.deepcopy(training.optimiser))
+        groups = self._optimiser.state_dict()["param_groups"]  # this device's own way, not that of the one it was on
+        self._optimiser.load_state_dict({"state": copy.deepcopy(training.optimiser["state"]), "param_groups": groups})
         self._generator.set_state(training.generator)
         self.step, self._order = training.step, training.order
 
@@ -210,22 +240,20 @@ class Course:
             yield batch
         self._keep()
 
-    def take(self, loss: Tensor) -> None:
-        """Take a step."""
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimiser.step()
+    def took(self, loss: Tensor) -> None:
+        """Count a step that was taken, with the loss before it."""
         self.step += 1
         try:
-            self._on_event(Step(self.stage, self.step, self.steps, float(loss.detach())))
+            self._on_event(Step(self.stage, self.step, self.steps, float(loss)))
         except Stopped:
             with contextlib.suppress(Stopped):
                 self._keep()
             raise
-        if time.monotonic() - self._kept > KEEP_SECONDS:
+        if time.monotonic() - self._kept > self._pause:
             self._keep()
 
     def _keep(self) -> None:
+        begun = time.monotonic()
         weights = {name: _kept(value) for name, value in self._network.state_dict().items()}
         weights |= {f"{_LORA}{place}": _kept(weight) for place, weight in enumerate(self._lora)}
         state = self._optimiser.state_dict()
@@ -241,6 +269,7 @@ class Course:
             self._order.clone(),
         )
         self._kept = time.monotonic()
+        self._pause = max(KEEP_SECONDS, (self._kept - begun) / KEEP_SHARE)
         self._on_event(training)
 
 
@@ -269,6 +298,14 @@ def _pool_reads(
         parts.append(network.reads(features, residuals))
         on_event(Step(READING, min(start + BATCH, len(pool.scans)), len(pool.scans), math.nan))
     return [torch.cat(view) for view in zip(*parts, strict=True)]
+
+
+def _dropout_generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Where dropout is drawn: on a GPU by a generator of its own, since copies from the host would take longer."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _stage2_groups(network: FusionNetwork, config: FusionMedCLIPConfig) -> list[dict]:

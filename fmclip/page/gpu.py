@@ -3,6 +3,10 @@
 The page's own process then never touches CUDA: the tower, and adapters from files, are built on the CPU, and the forked
 process moves its own copy of the tower. Only plain values go over and come back; errors come back as values too,
 because the host would replace their text. A Stop reaches the other process through the file of `StopSignal`.
+
+What the host asks for, and the tests hold: the functions that are lent stand at module level, so that the other process
+finds them by name; the page's own process never starts CUDA, since a fork could not use it any more; graphs, rounded
+weights and optimisers live and end in the forked process; what comes back is on the CPU, a `Training` among it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def outcome(visitor: Visitor, event: Adapted) -> str:
         message, kind = f"Adapted to {count} reference scans in {event.seconds:.0f} s.", "good"
         if event.calibration is not None:
             message += f" Scores above {event.calibration.threshold:.2f} deviate."
-    return html.note(message, kind, [warning.message for warning in event.warnings])
+    return html.note(message, kind, [*event.notices, *(warning.message for warning in event.warnings)])
 
 
 def reading_note(upload: Upload, warnings: Sequence[str | html.Item]) -> str:

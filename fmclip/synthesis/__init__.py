@@ -11,6 +11,7 @@ FusionMedCLIP section 3.4. A sampler draws the parameters of an anomaly, `apply`
     augmentation.py light variation of the normal scans themselves
     sampler.py      draws anomalies to suit the scan type
     pool.py         many training pairs at once, and their replay
+    device/         the same on a GPU, for many anomalies at once
 """
 
 from fmclip.synthesis.anomaly import KINDS, TASK_KINDS, TASKS, Anomaly, apply

@@ -89,6 +89,13 @@ class Anomaly:
             return self.warp.factor
         return self.density.level if self.density is not None else 0.0
 
+    @property
+    def reach(self) -> float:
+        """Half side of the working box in long half-axes; a smaller box is a faster anomaly."""
+        if self.kind in ("texture", "guided_warp"):
+            return 2.2
+        return 1.7 if self.mask.shape == "perlin" else 1.3
+
     def to_dict(self) -> dict[str, Any]:
         """The record as plain numbers, strings and dicts, ready for JSON."""
         return asdict(self)
@@ -184,7 +191,7 @@ def apply(
     if foreground is None:
         foreground = estimate_foreground(image, content)
     rng = np.random.default_rng(anomaly.seed)
-    region = draw_region(anomaly.mask, foreground, rng, reach=_reach(anomaly))
+    region = draw_region(anomaly.mask, foreground, rng, reach=anomaly.reach)
     pixels = np.ascontiguousarray(image[region.box])  # [h, w, C]
     if not is_coloured(image):
         anomaly = _without_tint(anomaly)
@@ -211,13 +218,6 @@ def _without_tint(anomaly: Anomaly) -> Anomaly:
     if anomaly.density is None:
         return anomaly
     return replace(anomaly, density=replace(anomaly.density, tint=(1.0, 1.0, 1.0)))
-
-
-def _reach(anomaly: Anomaly) -> float:
-    """Half side of the working box in long half-axes; a smaller box is a faster anomaly."""
-    if anomaly.kind in ("texture", "guided_warp"):
-        return 2.2
-    return 1.7 if anomaly.mask.shape == "perlin" else 1.3
 
 
 def _structural(
@@ -275,7 +275,7 @@ def _visible_part(before: np.ndarray, after: np.ndarray, region: Region, visible
     change = np.abs(after - before)
     change = np.maximum.reduce([change[..., channel] for channel in range(change.shape[2])])  # [h, w]
     # warped or textured tissue crosses its old values here and there; a reader would outline the whole
-    side = 2 * max(1, round(0.12 * region.radius)) + 1
+    side = closing_side(region.radius)
     seen = (cv2.blur(change, (side, side)) > visible).astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * side - 1, 2 * side - 1))
     framed = cv2.copyMakeBorder(seen, side, side, side, side, cv2.BORDER_CONSTANT, value=0)
@@ -283,3 +283,8 @@ def _visible_part(before: np.ndarray, after: np.ndarray, region: Region, visible
     cv2.floodFill(closed, None, (0, 0), 2)
     filled = closed[side:-side, side:-side] != 2
     return filled & region.mask
+
+
+def closing_side(radius: float) -> int:
+    """Side in pixels of the blur before a change is called visible; gaps up to that width are closed."""
+    return 2 * max(1, round(0.12 * radius)) + 1

@@ -70,12 +70,10 @@ def apply_view(view: View, image: np.ndarray, content: np.ndarray) -> np.ndarray
     Returns:
         Float32 [S, S, 3] in [0, 1].
     """
-    rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = content_box(content)
     scan = np.ascontiguousarray(image[box])
     height, width = scan.shape[:2]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), view.angle, view.zoom)  # [2, 3]
-    matrix[:, 2] += (view.right * width, view.down * height)
+    matrix = view_matrix(view, height, width)
     if view.mirror:
         scan = scan[:, ::-1].copy()
     # reflection fills the corners with tissue: black wedges would be a mark that no query scan has
@@ -83,3 +81,17 @@ def apply_view(view: View, image: np.ndarray, content: np.ndarray) -> np.ndarray
     varied = image.copy()
     varied[box] = np.clip(moved * np.float32(view.gain), 0, 1)
     return varied
+
+
+def content_box(content: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a content mask, bool [S, S], a rectangle of True."""
+    rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def view_matrix(view: View, height: int, width: int) -> np.ndarray:
+    """Where a view moves the pixels of a scan of so many pixels: float64 [2, 3], from (x, y, 1) to (x, y)."""
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), view.angle, view.zoom)
+    matrix[0, 2] += view.right * width
+    matrix[1, 2] += view.down * height
+    return matrix

@@ -65,11 +65,21 @@ def local_contrast(pixels: np.ndarray, foreground: np.ndarray) -> float:
 
 def smooth_noise(height: int, width: int, size: float, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise filtered to grains of `size` pixels. Float32 [height, width], mean about 0, deviation about 1."""
+    coarse, size, deviation = coarse_noise(height, width, size, rng)
+    fine = cv2.resize(coarse, None, fx=size, fy=size, interpolation=cv2.INTER_CUBIC)
+    return fine[:height, :width] / np.float32(deviation)
+
+
+def coarse_noise(height: int, width: int, size: float, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """`smooth_noise` before it is enlarged.
+
+    Returns:
+        Float32 [H, W]; how many pixels each of its places becomes; what the enlarged noise is to be divided by.
+    """
     size = max(1.5, size)
     coarse = rng.standard_normal((int(height / size) + 4, int(width / size) + 4), dtype=np.float32)
     coarse -= coarse.mean()
-    fine = cv2.resize(coarse, None, fx=size, fy=size, interpolation=cv2.INTER_CUBIC)
-    return fine[:height, :width] / np.float32(max(float(coarse.std()), 1e-6) * 0.8)
+    return coarse, size, max(float(coarse.std()), 1e-6) * 0.8
 
 
 def _change(pixels: np.ndarray, region: Region, density: Density, contrast: float) -> np.ndarray:

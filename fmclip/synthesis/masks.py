@@ -79,6 +79,14 @@ def perlin_noise(height: int, width: int, period: float, rng: np.random.Generato
     Returns:
         Float32 [height, width], zero mean, within about -0.7 and 0.7.
     """
+    noise, step = coarse_perlin(height, width, period, rng)
+    if step == 1:
+        return noise[:height, :width]
+    return cv2.resize(noise, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)[:height, :width]
+
+
+def coarse_perlin(height: int, width: int, period: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """`perlin_noise` before it is enlarged: float32 [H, W], and how many pixels each of its places becomes."""
     shift = rng.random(2)
     step = max(1.0, period / 8)  # the noise is smooth: a coarse grid and interpolation give the same outline
     grid_height, grid_width = int(height / step) + 2, int(width / step) + 2
@@ -96,10 +104,7 @@ def perlin_noise(height: int, width: int, period: float, rng: np.random.Generato
     fade_y, fade_x = (t * t * t * (t * (t * 6 - 15) + 10) for t in (y, x))
     upper = corner(0, 0) + fade_x * (corner(0, 1) - corner(0, 0))
     lower = corner(1, 0) + fade_x * (corner(1, 1) - corner(1, 0))
-    noise = (upper + fade_y * (lower - upper)).astype(np.float32)
-    if step == 1:
-        return noise[:height, :width]
-    return cv2.resize(noise, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)[:height, :width]
+    return (upper + fade_y * (lower - upper)).astype(np.float32), step
 
 
 def lesion_radius(share: float, foreground_area: int) -> float:
@@ -133,6 +138,47 @@ def pick_centre(foreground: np.ndarray, radius: float, place: float) -> tuple[in
     return step * row, step * column
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where the box of an anomaly lies, and how large the anomaly is; all in pixels.
+
+    Attributes:
+        box: Row and column slices of the box in the image.
+        centre: Row and column of the anomaly.
+        radius: Radius of the disc of equal area.
+        long: Long half-axis.
+        short: Short half-axis.
+    """
+
+    box: tuple[slice, slice]
+    centre: tuple[float, float]
+    radius: float
+    long: float
+    short: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the box."""
+        return self.box[0].stop - self.box[0].start, self.box[1].stop - self.box[1].start
+
+    @classmethod
+    def of(cls, spec: MaskSpec, foreground: np.ndarray, reach: float) -> "Frame":
+        """Place an anomaly on a scan with a foreground, bool [S, S]; `reach` as for `draw_region`."""
+        height, width = foreground.shape
+        radius = lesion_radius(spec.share, int(np.count_nonzero(foreground)))
+        long, short = radius * math.sqrt(spec.aspect), radius / math.sqrt(spec.aspect)
+        centre = (spec.row * height, spec.column * width)
+        half = reach * long + 2
+        rows = slice(max(0, int(centre[0] - half)), min(height, int(centre[0] + half) + 1))
+        columns = slice(max(0, int(centre[1] - half)), min(width, int(centre[1] + half) + 1))
+        return cls((rows, columns), centre, radius, long, short)
+
+
+def perlin_period(spec: MaskSpec, radius: float) -> float:
+    """Distance between lattice points of a Perlin mask in pixels."""
+    return max(2.0, 2 * radius / spec.periods)
+
+
 def draw_region(spec: MaskSpec, foreground: np.ndarray, rng: np.random.Generator, *, reach: float = 1.3) -> Region:
     """Turn mask parameters into pixels.
 
@@ -146,25 +192,20 @@ def draw_region(spec: MaskSpec, foreground: np.ndarray, rng: np.random.Generator
     Returns:
         The lesion's region; its mask is a subset of the foreground and may be empty when the centre lies outside.
     """
-    height, width = foreground.shape
-    radius = lesion_radius(spec.share, int(np.count_nonzero(foreground)))
-    long, short = radius * math.sqrt(spec.aspect), radius / math.sqrt(spec.aspect)
-    centre = (spec.row * height, spec.column * width)
-    half = reach * long + 2
-    rows = slice(max(0, int(centre[0] - half)), min(height, int(centre[0] + half) + 1))
-    columns = slice(max(0, int(centre[1] - half)), min(width, int(centre[1] + half) + 1))
+    frame = Frame.of(spec, foreground, reach)
+    (rows, columns), centre = frame.box, frame.centre
     y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(centre[0])  # [h, 1]
     x = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - np.float32(centre[1])  # [1, w]
     cos, sin = math.cos(math.radians(spec.angle)), math.sin(math.radians(spec.angle))
-    along, across = (x * cos + y * sin) / long, (y * cos - x * sin) / short  # [h, w]
+    along, across = (x * cos + y * sin) / frame.long, (y * cos - x * sin) / frame.short  # [h, w]
     here = foreground[rows, columns]
     if spec.shape == "rectangle":
         rho = np.maximum(np.abs(along), np.abs(across)) * (2 / math.sqrt(math.pi))  # same area as the ellipse
     else:
         rho = np.sqrt(along * along + across * across)
-    mask = _perlin_mask(spec, rho, here, radius, rng) if spec.shape == "perlin" else (rho <= 1) & here
+    mask = _perlin_mask(spec, rho, here, frame.radius, rng) if spec.shape == "perlin" else (rho <= 1) & here
     offset = np.stack(np.broadcast_arrays(y, x))  # [2, h, w]
-    return Region((rows, columns), mask, here, rho.astype(np.float32), offset, centre, radius)
+    return Region((rows, columns), mask, here, rho.astype(np.float32), offset, centre, frame.radius)
 
 
 def _perlin_mask(
@@ -172,7 +213,7 @@ def _perlin_mask(
 ) -> np.ndarray:
     """Binarise noise under a dome, with the threshold that gives the wanted area. Bool [h, w]."""
     height, width = rho.shape
-    noise = perlin_noise(height, width, max(2.0, 2 * radius / spec.periods), rng)
+    noise = perlin_noise(height, width, perlin_period(spec, radius), rng)
     # without the dome the noise would tile the box; with it one lesion stands around the centre
     field = np.where(here, 2.5 * spec.roughness * noise - rho * rho, -np.inf)
     area = min(round(math.pi * radius * radius), int(np.count_nonzero(here)))

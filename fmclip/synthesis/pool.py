@@ -76,10 +76,7 @@ def synthesise_pool(
     if len(images) == 0 or len(images) != len(contents):
         raise ValueError(f"need at least one scan and a content mask for each, got {len(images)} and {len(contents)}")
     sampler = AnomalySampler(config)
-    rng = numpy_generator(generator)
-    tasks, sources = _deal(len(TASKS), n, rng), _deal(len(images), n, rng)
-    seeds = rng.integers(2**62, size=n)
-    pairs = zip(tasks, sources, seeds, strict=True)
+    pairs = zip(*deal(len(images), n, generator), strict=True)
     return [_make(sampler, images, contents, TASKS[task], int(source), int(seed)) for task, source, seed in pairs]
 
 
@@ -121,6 +118,13 @@ def _make(
     image = apply_view(view, images[source], contents[source]) if view else images[source]
     picture, mask, anomaly = sampler.synthesise(rng, image, contents[source], images, task)
     return SyntheticScan(picture, mask, anomaly, source, view)
+
+
+def deal(references: int, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `n` pairs the place of its task in `TASKS`, its normal scan and its own seed: int [n] each."""
+    rng = numpy_generator(generator)
+    tasks, sources = _deal(len(TASKS), n, rng), _deal(references, n, rng)
+    return tasks, sources, rng.integers(2**62, size=n)
 
 
 def _deal(kinds: int, n: int, rng: np.random.Generator) -> np.ndarray:

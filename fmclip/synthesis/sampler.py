@@ -179,16 +179,32 @@ class AnomalySampler:
             return image.copy(), np.zeros(content.shape, bool), None
         foreground = estimate_foreground(image, content)
         for attempt in range(self.config.attempts + 1):
-            last = attempt == self.config.attempts
-            anomaly = (
-                self.plain(rng, image, foreground) if last else self.draw(rng, image, foreground, len(sources), task)
-            )
+            anomaly = self.attempt(rng, attempt, image, foreground, len(sources), task)
             picture, mask = apply(anomaly, image, content, sources, foreground=foreground)
-            # a lesion of which the smaller part can be seen is a scatter of specks, not a lesion
-            enough = max(MIN_PIXELS, 0.4 * anomaly.mask.share * np.count_nonzero(foreground))
-            if np.count_nonzero(mask) >= (MIN_PIXELS if last else enough):
+            if np.count_nonzero(mask) >= self.wanted_pixels(anomaly, attempt, foreground):
                 break
         return picture, mask, anomaly
+
+    def attempt(
+        self,
+        rng: np.random.Generator,
+        attempt: int,
+        image: np.ndarray,
+        foreground: np.ndarray,
+        n_sources: int,
+        task: str,
+    ) -> Anomaly:
+        """Draw an anomaly for the attempt with this number, from 0; the last one, `config.attempts`, is plain."""
+        if attempt == self.config.attempts:
+            return self.plain(rng, image, foreground)
+        return self.draw(rng, image, foreground, n_sources, task)
+
+    def wanted_pixels(self, anomaly: Anomaly, attempt: int, foreground: np.ndarray) -> float:
+        """Pixels that its mask must have to be kept; none for the last attempt."""
+        if attempt == self.config.attempts:
+            return 0
+        # a lesion of which the smaller part can be seen is a scatter of specks, not a lesion
+        return max(MIN_PIXELS, 0.4 * anomaly.mask.share * np.count_nonzero(foreground))
 
     def draw_task(self, rng: np.random.Generator, task: str | None) -> str:
         """`task` itself if given, else one of `TASKS` with equal probability."""

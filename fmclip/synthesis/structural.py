@@ -49,16 +49,31 @@ def fetch_patch(patch: Patch, region: Region, source: np.ndarray, source_foregro
     Returns:
         Float32 [h, w, C], intensities of the source, not yet scaled by `gain`.
     """
-    row, column = pick_centre(source_foreground, region.radius / patch.zoom, patch.place)
-    cos, sin = math.cos(math.radians(patch.angle)) / patch.zoom, math.sin(math.radians(patch.angle)) / patch.zoom
-    flip = -1.0 if patch.mirror else 1.0
-    turn = np.array([[flip * cos, -sin], [flip * sin, cos]])  # offsets (x, y) in the box to offsets in the source
-    start = np.array([region.offset[1, 0, 0], region.offset[0, 0, 0]])  # (x, y) of the box's first pixel
-    matrix = np.column_stack([turn, np.array([column, row]) + turn @ start])
+    start = (region.offset[1, 0, 0], region.offset[0, 0, 0])  # (x, y) of the box's first pixel
+    matrix = patch_matrix(patch, region.radius, start, source_foreground)
     height, width = region.mask.shape
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     patch_image = cv2.warpAffine(source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
     return patch_image.reshape(height, width, source.shape[2])
+
+
+def patch_matrix(patch: Patch, radius: float, start: tuple[float, float], source_foreground: np.ndarray) -> np.ndarray:
+    """Where each pixel of a box reads the source.
+
+    Args:
+        patch: The drawn parameters.
+        radius: Of the anomaly in pixels.
+        start: Offset (x, y) of the box's first pixel from the anomaly's centre.
+        source_foreground: Bool [S, S].
+
+    Returns:
+        Float64 [2, 3], from (x, y, 1) in the box to (x, y) in the source.
+    """
+    row, column = pick_centre(source_foreground, radius / patch.zoom, patch.place)
+    cos, sin = math.cos(math.radians(patch.angle)) / patch.zoom, math.sin(math.radians(patch.angle)) / patch.zoom
+    flip = -1.0 if patch.mirror else 1.0
+    turn = np.array([[flip * cos, -sin], [flip * sin, cos]])  # offsets (x, y) in the box to offsets in the source
+    return np.column_stack([turn, np.array([column, row]) + turn @ np.array(start)])
 
 
 def cut_paste(target: np.ndarray, patch_image: np.ndarray, mask: np.ndarray, gain: float) -> np.ndarray:

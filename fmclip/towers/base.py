@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -18,8 +15,10 @@ from fmclip.towers import lora
 from fmclip.towers.attention import split_attention
 from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
 from fmclip.towers.folding import Folded
+from fmclip.towers.identity import Identity
+from fmclip.towers.precision import FeatureRunner, preferred_backend, prefers_bf16
 from fmclip.towers.text import ClipText, HuggingFaceText, TextEncoder
-from fmclip.towers.vision import Features, Level, all_levels, default_levels
+from fmclip.towers.vision import Level, all_levels, default_levels, square_side
 
 
 class Tower:
@@ -61,7 +60,7 @@ class Tower:
         self.name = name
         self.paired = paired
         self._visual = self._model.visual
-        self.image_size = _square_side(self._visual)
+        self.image_size = square_side(self._visual)
         split_attention(self._visual)
         self.kind: Literal["transformer", "cnn"]
         self.kind, self._all_levels = all_levels(self._visual, self.image_size)
@@ -75,10 +74,13 @@ class Tower:
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         self.text_width = self._text.embed_text(["scan"]).shape[1]
-        self._identity = _Identity(model, {"model": dict(config), "mean": list(mean), "std": list(std)})
+        self._identity = Identity(model, {"model": dict(config), "mean": list(mean), "std": list(std)})
         self._adapted = False
         self._prompted: PromptedVisual | None = None
         self._folded: Folded | None = None
+        self._bf16: bool | None = None
+        self._backend: str | None = None
+        self._runs: FeatureRunner | None = None
 
     def __repr__(self) -> str:
         return f"Tower({self.name!r}, {self.kind}, {self.image_size} px, levels {', '.join(self.layers)})"
@@ -147,6 +149,7 @@ class Tower:
     def to(self, device: str | torch.device) -> Tower:
         """Move the tower, with all that shares its weights, to a device and return it; `get_tower` does so once."""
         self._model.to(device)
+        self._runs = None
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
@@ -171,16 +174,29 @@ class Tower:
         return normalised
 
     def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
-        """Multi-level patch features; gradients flow only from where LoRA is.
+        """Multi-level patch features; gradients flow only from where LoRA is. In bfloat16 on GPUs that have it.
 
         Args:
             pixels: [B, 3, S, S] in [0, 1].
             levels: How many levels are wanted, from the shallowest on; what lies deeper is not run. None wants all.
 
         Returns:
-            One [B, C_j, H_j, W_j] for each level, not normalised: plain block outputs.
+            One float32 [B, C_j, H_j, W_j] for each level, not normalised: plain block outputs.
         """
-        return Features(self._answering, self._indices[:levels])(self.normalise(pixels))
+        return self._runner(self.normalise(pixels), levels)
+
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether `features` computes in bfloat16; all else is computed in float32."""
+        return prefers_bf16(self.device) if self._bf16 is None else self._bf16
+
+    def with_bf16(self, on: bool) -> Tower:
+        """Compute `features` in bfloat16, or not, whatever the device prefers; a tower around the same weights."""
+        return self._variant(_bf16=on)
+
+    def compiled(self, backend: str = "inductor") -> Tower:
+        """Compile what `features` runs, see `FeatureRunner`; a tower around the same weights."""
+        return self._variant(_backend=backend)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """One embedding an image.
@@ -329,7 +345,15 @@ class Tower:
 
     def train_lora(self, generator: torch.Generator | None) -> None:
         """Switch dropout inside the LoRA layers on, drawn from a generator, or off; batch norm keeps its statistics."""
-        lora.set_dropout(self._visual, generator)
+        lora.set_dropout(self._runner.visual, generator)
+
+    def set_checkpointing(self, on: bool) -> bool:
+        """Compute activations again in the backward pass instead of keeping them; False where the tower cannot."""
+        if not hasattr(self._visual, "set_grad_checkpointing"):
+            return False
+        self._visual.set_grad_checkpointing(on)
+        self._runs = None
+        return True
 
     def merged(self) -> Tower:
         """Fold LoRA into plain layers of a new tower; this one is untouched and all other tensors are shared."""
@@ -347,46 +371,23 @@ class Tower:
         return self._folded.visual
 
     @property
+    def _runner(self) -> FeatureRunner:
+        visual = self._answering
+        if self._runs is None or self._runs.source is not visual:  # the first of two threads may lose its copy too
+            backend = self._backend or (None if self._adapted else preferred_backend(self.device))
+            self._runs = FeatureRunner(visual, self._indices, bf16=self.uses_bf16, backend=backend)
+        return self._runs
+
+    @property
     def _indices(self) -> list[int]:
         return [level.index for level in self._levels]
 
     def _variant(self, **changes: Any) -> Tower:
         variant = copy.copy(self)
-        variant.__dict__.update({"_prompted": None, **({"_folded": None} if "_visual" in changes else {})} | changes)
+        variant.__dict__.update(_prompted=None, _runs=None, **changes)
+        if "_visual" in changes:
+            variant._folded = None
         return variant
-
-
-class _Identity:
-    """The digest of a model, computed when first asked for and shared by all towers around its weights."""
-
-    def __init__(self, model: nn.Module, description: dict[str, Any]) -> None:
-        self._model = model
-        self.description = description
-        self._digest = ""
-
-    def digest(self) -> str:
-        if not self._digest:
-            text = json.dumps(self.description, sort_keys=True, default=str)
-            sha = hashlib.sha256(text.encode())
-            tensors = sorted(self._model.state_dict().items())
-            with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: seconds less for a large tower
-                digests = pool.map(_tensor_digest, (tensor for _, tensor in tensors))
-                for (name, tensor), digest in zip(tensors, digests, strict=True):
-                    sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + digest)
-            self._digest = sha.hexdigest()
-        return self._digest
-
-
-def _tensor_digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).digest()
-
-
-def _square_side(visual: Any) -> int:
-    size = visual.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise TowerError(f"This image tower takes {height} x {width} pixels; only square inputs are supported.")
-    return int(height)
 
 
 def _text_encoder(model: Any, tokenizer: Any) -> TextEncoder:

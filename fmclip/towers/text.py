@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmclip.devices import constant
 from fmclip.errors import TowerError
 
 
@@ -113,7 +114,7 @@ class TextEncoder(ABC):
         return F.normalize(self._encode(rows, used, ends), dim=-1)  # [N, D]
 
     def _look_up(self, tokens: list[int]) -> Tensor:
-        return self.embedding(torch.tensor(tokens, dtype=torch.long, device=self.device)).detach()  # [L, W]
+        return self.embedding(constant(tuple(tokens), self.device, torch.long)).detach()  # [L, W]
 
     def _assemble(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Put start, end and padding around the prompts.
@@ -132,8 +133,8 @@ class TextEncoder(ABC):
             gap = length - len(row) - len(last)
             rows.append(torch.cat([row, padding[:gap], *last]))  # [L, W]
             used.append([True] * len(row) + [False] * gap + [True] * len(last))
-        ends = torch.tensor([len(words.prefix) + len(prompt) for prompt in prompts], device=self.device)
-        return torch.stack(rows), torch.tensor(used, device=self.device), ends
+        ends = constant(tuple(len(words.prefix) + len(prompt) for prompt in prompts), self.device, torch.long)
+        return torch.stack(rows), constant(tuple(map(tuple, used)), self.device, torch.bool), ends
 
     @abstractmethod
     def _cuts(self) -> bool:

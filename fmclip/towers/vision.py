@@ -166,3 +166,16 @@ def block_name(layer: str) -> str:
     """Return the block that a layer belongs to: "layer1.0" for "layer1.0.downsample.0"; "" outside the blocks."""
     found = re.match(r"(.*?\.\d+(?:\.(?:blocks\.)?\d+)*)\.", layer)
     return found[1] if found else ""
+
+
+def square_side(visual: Any) -> int:
+    """Side of an image tower's input in pixels.
+
+    Raises:
+        TowerError: The input is not square.
+    """
+    size = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise TowerError(f"This image tower takes {height} x {width} pixels; only square inputs are supported.")
+    return int(height)

@@ -18,7 +18,7 @@ from fmclip.synthesis import (
     estimate_foreground,
     scan_profile,
 )
-from fmclip.synthesis.anomaly import VISIBLE, _reach
+from fmclip.synthesis.anomaly import VISIBLE
 from fmclip.synthesis.density import Density
 from fmclip.synthesis.masks import draw_region
 from fmclip.synthesis.sampler import MIN_PIXELS
@@ -96,7 +96,7 @@ def test_confined_kinds_leave_everything_beyond_their_outline_alone(phantoms):
 
 def _outline(anomaly, image, content):
     foreground = estimate_foreground(image, content)
-    region = draw_region(anomaly.mask, foreground, np.random.default_rng(anomaly.seed), reach=_reach(anomaly))
+    region = draw_region(anomaly.mask, foreground, np.random.default_rng(anomaly.seed), reach=anomaly.reach)
     outline = np.zeros_like(content)
     outline[region.box] = region.mask
     return outline

@@ -143,3 +143,29 @@ def test_identity_tells_towers_apart(tiny_tower):
     assert one.identity == two.identity
     assert len({one.identity, changed.identity, tiny_tower.identity}) == 3
     assert get_tower("tiny").identity == tiny_tower.identity
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-resnet"])
+def test_bfloat16_rounds_the_features_alone_and_leaves_the_shared_weights(name):
+    tower = get_tower(name)
+    pixels = torch.rand(2, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
+    weights = {key: value.clone() for key, value in tower.model.state_dict().items()}
+    half = tower.with_bf16(True)
+    exact, rounded = tower.features(pixels), half.features(pixels)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < (one - other).norm() < 0.02 * one.norm()
+    assert torch.equal(half.embed_images(pixels), tower.embed_images(pixels))
+    assert half.identity == tower.identity
+    assert all(torch.equal(value, weights[key]) for key, value in tower.model.state_dict().items())
+    assert all(torch.equal(*pair) for pair in zip(half.with_bf16(False).features(pixels), exact, strict=True))
+    assert not tower.uses_bf16  # a CPU does not prefer it
+
+
+def test_a_compiled_tower_gives_the_same_features():
+    tower = get_tower("tiny")
+    pixels = torch.rand(2, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
+    compiled = tower.compiled(backend="eager")
+    for _ in range(2):
+        for one, other in zip(tower.features(pixels), compiled.features(pixels), strict=True):
+            torch.testing.assert_close(one, other)

@@ -1,0 +1,45 @@
+"""How a training uses its device: nothing here changes what is learned, but for rounding and for dropout's draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Ways to be faster, or to need less memory.
+
+    Attributes:
+        on_device: Synthetic anomalies are painted on the device, many at a time.
+        static_steps: A training step works on buffers that stay where they are, so that a GPU can record it once as a
+            graph and replay it; elsewhere the same step is called directly.
+        parts: Parts in which a batch goes through the tower, one after the other; the step is that of the whole batch.
+        checkpointing: Activations of the image tower are computed again in the backward pass instead of being kept;
+            LoRA's dropout is off then, since it would be drawn anew.
+    """
+
+    on_device: bool = False
+    static_steps: bool = False
+    parts: int = 1
+    checkpointing: bool = False
+
+    @classmethod
+    def of(cls, device: torch.device) -> Acceleration:
+        """What suits a device: painting and static steps on a GPU, nothing elsewhere."""
+        is_gpu = device.type == "cuda"
+        return cls(on_device=is_gpu, static_steps=is_gpu)
+
+    def smaller(self, batch_size: int) -> Acceleration | None:
+        """The same with less memory: batches in twice as many parts, then checkpointing; None if that is all done."""
+        if self.parts * 2 <= min(batch_size, 4):
+            return replace(self, parts=self.parts * 2)
+        return None if self.checkpointing else replace(self, checkpointing=True)
+
+    def describe(self) -> str:
+        """What is done for want of memory, in words."""
+        parts = f"batches in {self.parts} parts" if self.parts > 1 else "whole batches"
+        return parts + (", activations computed twice" if self.checkpointing else "")

@@ -1,0 +1,74 @@
+"""Training that runs out of memory goes on with less of it, step by step, and says so."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from fmclip.acceleration import Acceleration
+from fmclip.detectors.events import Event, Notice, OnEvent, Training
+from fmclip.errors import is_out_of_memory
+from fmclip.towers import Tower
+
+GAVE_UP = (
+    "The memory did not suffice for stage 3, however small its steps were: the result of stage 2 is kept. Fewer "
+    "reference scans, or a smaller tower, may get further."
+)
+
+
+def train_within_memory(
+    train: Callable[[Acceleration, Training | None, OnEvent], Tower],
+    acceleration: Acceleration,
+    batch_size: int,
+    generator: torch.Generator,
+    on_event: OnEvent,
+    start: Training | None = None,
+) -> Tower | None:
+    """Train; where the memory runs out, go on from the last kept state in smaller parts, then with checkpointing.
+
+    Args:
+        train: Gets how to use the device, where to go on, and who listens.
+        acceleration: How to begin.
+        batch_size: Scans of a step.
+        generator: Of the training; one that begins anew begins with the same draws.
+        on_event: Hears of everything, and in a `Notice` of each step down.
+        start: Where a former training stood.
+
+    Returns:
+        What `train` returned; None if even the smallest steps did not fit.
+    """
+    last = start
+    draws = generator.get_state()
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        if isinstance(event, Training):
+            last = event
+        on_event(event)
+
+    while True:
+        try:
+            return train(acceleration, last, listen)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = acceleration.smaller(batch_size)
+        free_memory()  # outside the handler: until then the error holds on to the tensors of the failed step
+        if smaller is None:
+            on_event(Notice(GAVE_UP))
+            return None
+        acceleration = smaller
+        if last is None:
+            generator.set_state(draws)
+        on_event(
+            Notice(f"The memory ran out: stage 3 goes on with less of it ({acceleration.describe()}), and slower.")
+        )
+
+
+def free_memory() -> None:
+    """Give back what is no longer used."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,75 @@
+"""When memory is too small: fits go on on the processor, answers come in halves, and the rest is said in words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fmclip.background import Put
+from fmclip.errors import FmclipError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from fmclip.detectors import Detector, Prediction
+    from fmclip.scans import Scan
+    from fmclip.towers import Tower
+
+ON_CPU = (
+    "The graphics card ran out of memory: adapting begins again on the processor. It takes longer; the result is the "
+    "same."
+)
+
+
+def fit_where_it_fits(fit: Callable[[Tower], None], tower: Tower, on_cpu: Callable[[], Tower], put: Put) -> None:
+    """Fit, and where the tower's GPU has too little memory, fit again on the processor.
+
+    Args:
+        fit: Learns with a tower.
+        tower: The one to begin with.
+        on_cpu: Gives the same tower on the processor.
+        put: Hears of the change.
+    """
+    from fmclip.detectors import Notice
+    from fmclip.detectors.fallback import free_memory
+
+    try:
+        return fit(tower)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or not is_on_gpu(tower):
+            raise
+    free_memory()
+    put(Notice(ON_CPU))
+    return fit(on_cpu())
+
+
+def predict_where_it_fits(detector: Detector, scans: Sequence[Scan]) -> list[Prediction]:
+    """Map scans together, or where the memory is too small for that, in halves; no answer depends on it."""
+    from fmclip.detectors.fallback import free_memory
+
+    try:
+        return detector.predict(scans)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or len(scans) == 1:
+            raise
+    free_memory()
+    middle = len(scans) // 2
+    return [*predict_where_it_fits(detector, scans[:middle]), *predict_where_it_fits(detector, scans[middle:])]
+
+
+def is_on_gpu(tower: Tower) -> bool:
+    """Whether there is a processor to fall back to."""
+    return tower.device.type != "cpu"
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn a device that is out of memory into an error that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FmclipError(
+            "The memory ran out. Wait for other visitors to finish, use fewer scans or the preset 'fast', or start the "
+            "page on the CPU."
+        ) from error
