@@ -175,7 +175,8 @@ def _reach(h: int, w: int) -> tuple[int, int]:
 
 
 def _is_mirror(views: Sequence[View], device: torch.device) -> Tensor:
-    return torch.tensor([view.kind == "mirror" for view in views], device=device).view(-1, 1, 1)  # [V, 1, 1]
+    kinds = tuple(view.kind == "mirror" for view in views)
+    return constant(kinds, device, torch.bool).view(-1, 1, 1)  # [V, 1, 1]
 
 
 _MATCHES = {"context": context_match, "mirror": mirror_match}
