@@ -1,5 +1,6 @@
 """The page in its own process on a free port, and a headless browser in front of it."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -42,19 +43,18 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory) -> Iterator[Served]:
-    """Start the page on the embedded tower."""
+@contextlib.contextmanager
+def serve(folder: Path, tower: str) -> Iterator[Served]:
+    """Start the page on a tower, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("page")
     served = Served(f"http://127.0.0.1:{port}/", folder / "cache", folder / "log.txt")
     environment = os.environ | {
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_TEMP_DIR": str(served.cache),
-        "FMCLIP_TOWER": "mini",
+        "FMCLIP_TOWER": tower,
         "FMCLIP_DEVICE": "cpu",
         "HF_HUB_OFFLINE": "1",
     }
@@ -68,6 +68,13 @@ def served(tmp_path_factory) -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory) -> Iterator[Served]:
+    """The page on the embedded tower."""
+    with serve(tmp_path_factory.mktemp("page"), "mini") as page:
+        yield page
 
 
 def wait_until_served(served: Served, process: subprocess.Popen) -> None:
@@ -104,6 +111,13 @@ def browser():
 @pytest.fixture
 def visitor(browser, served):
     """A fresh visitor on the page."""
+    with visit(browser, served) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def visit(browser, served: Served):
+    """Open the page as somebody new."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(300_000)  # a fast adaptation on a busy machine
