@@ -30,7 +30,8 @@ from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the patch memory holds the context view, see `fmclip.views`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -30,6 +30,7 @@ from fmclip.report.dicom import can_export, save_secondary_capture, save_segment
 from fmclip.report.files import save_nifti
 from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
 from fmclip.session import Finding
+from fmclip.shortage import fit_where_it_fits
 from fmclip.towers import Tower, get_tower
 
 app = typer.Typer(
@@ -86,9 +87,14 @@ def adapt(
         normals, errors = read_scans(find_scan_files(scans), slice_index=slice_index, window=shown)
         _warn(*map(str, errors))
         require_references(normals)
-        detector = _new_detector(method, _tower(tower, device), preset, scan_type, seed)
         with _progress() as progress:
-            detector.fit(normals, on_event=_shown_on(progress))
+            told = _shown_on(progress)
+            detector = fit_where_it_fits(
+                lambda own: _new_detector(method, own, preset, scan_type, seed).fit(normals, on_event=told),
+                _tower(tower, device),
+                lambda: _tower(tower, "cpu"),
+                told,
+            )
         scores = detector.reference_scores_
         assert scores is not None, "a fitted detector has scores"
         calibration = Calibration.from_scores(scores)

@@ -37,6 +37,10 @@ class ArchiveError(FmclipError):
     """An archive of scans, its manifest, or the folder of its scores cannot be used."""
 
 
+class DeviceShortage(FmclipError):  # noqa: N818  (named for what is short)
+    """A fit needs more memory than the device that it was given; the processor may have it."""
+
+
 class NotFittedError(FmclipError):
     """`predict` was called before `fit` or `load`."""
 
@@ -47,5 +51,10 @@ class Stopped(Exception):  # noqa: N818  (a signal, not an error: the person pre
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says so; on a CPU torch raises a plain RuntimeError."""
-    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named or "can't allocate memory" in str(error)
+    is_hosts = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return is_hosts or is_out_of_device_memory(error)
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Whether it is the memory of a GPU that ran out, not the host's, which a fit on the processor needs as well."""
+    return type(error).__name__ == "OutOfMemoryError"

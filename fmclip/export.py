@@ -31,7 +31,7 @@ from fmclip import __version__
 from fmclip.calibration import Calibration
 from fmclip.detectors import Detector
 from fmclip.detectors.base import to_pixels
-from fmclip.errors import ExportError, NotFittedError
+from fmclip.errors import ExportError, FmclipError, NotFittedError
 from fmclip.scans import Scan
 
 Kind: TypeAlias = Literal["onnx", "torch"]
@@ -100,8 +100,9 @@ def export_detector(
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
             whole = Path(folder) / f"detector{target.suffix}"
-            answer = (_write_onnx if kind == "onnx" else _write_torch)(whole, program, metadata)
-            difference = _largest_difference(detector, answer)
+            with _told_in_words():
+                answer = (_write_onnx if kind == "onnx" else _write_torch)(whole, program, metadata)
+                difference = _largest_difference(detector, answer)
             if not difference <= LARGEST_DIFFERENCE:  # also of NaN
                 raise ExportError(
                     f"The file was dropped: its answers differ from the detector's by up to {difference:.1e}, and more "
@@ -251,6 +252,20 @@ def _largest_difference(detector: Detector, answer: Answer) -> float:
     for own, box, square, score in zip(detector.predict(scans), boxes, maps, scores, strict=True):
         apart += [np.abs(box.restore(square) - own.map).max(), abs(float(score) - own.score)]
     return float(np.max(apart))
+
+
+@contextlib.contextmanager
+def _told_in_words() -> Iterator[None]:
+    """Turn what the packages raise while the file is written and asked, which is many kinds, into an `ExportError`."""
+    try:
+        yield
+    except (FmclipError, OSError):  # in words already, or told by the caller
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"The graph was recorded, but its file could not be written or does not run ({type(error).__name__}). "
+            "Export to the other format, or use another method."
+        ) from error
 
 
 @contextlib.contextmanager

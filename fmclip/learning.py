@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -115,6 +115,8 @@ class Job:
         abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
         start: Where a former training of the same job stood, to go on from there; None begins anew.
         times: How many times as long as the preset the last stage is.
+        is_on_loan: Whether the device is lent for a time: short of memory, the fit then ends with a `DeviceShortage`
+            instead of spending that time on the processor.
     """
 
     tower: str
@@ -131,6 +133,7 @@ class Job:
     abnormal_masks: Sequence[np.ndarray | None] = ()
     start: Training | None = None
     times: int = 1
+    is_on_loan: bool = False
 
     def config(self) -> DetectorConfig:
         """The detector's config."""
@@ -186,7 +189,7 @@ _detectors: OrderedDict[str, Detector] = OrderedDict()
 _keeping = threading.Lock()
 
 
-def learn(job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
+def learn(job: Job, stop: StopSignal) -> Generator[LearnEvent, None, None]:
     """Fit a detector in a thread of its own and tell what happens; fits on one device take turns step by step.
 
     Args:
@@ -318,7 +321,7 @@ def _work(job: Job, put: Put, ended: Ended) -> None:
         fit_where_it_fits(
             lambda tower: _fit(job, tower, put, ended, hand_over),
             tower,
-            lambda: load_tower(job.tower, "cpu").to("cpu"),  # a lent GPU holds the very tower that was loaded there
+            None if job.is_on_loan else lambda: load_tower(job.tower, "cpu"),
             put,
         )
 

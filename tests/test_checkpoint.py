@@ -193,6 +193,7 @@ def test_a_truncated_adapter_is_refused(adapter, keep):
     ("changes", "message"),
     [
         ({"format_version": "99"}, "format version 99"),
+        ({"format_version": "1"}, "format version 1; this program reads version 2. Adapt again"),  # no context view
         ({"method": "oracle"}, "method that this program does not have"),
         ({"config": "{"}, "damaged"),
         ({"config": "[1]"}, "damaged"),

@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 
 import fmclip.cli
 import fmclip.detectors.fusionmedclip
+from fmclip import shortage
 from fmclip.cli import app
+from fmclip.detectors import FusionMedCLIP
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +204,23 @@ def test_too_little_memory_is_told(scans, monkeypatch, error):
 
     monkeypatch.setattr(fmclip.cli, "read_scans", read_scans)
     _fails("The memory ran out", "adapt", scans / "normal", "--out", scans / "a.safetensors")
+
+
+def test_adapting_goes_on_on_the_processor_when_the_graphics_card_is_full(scans, monkeypatch):
+    fit, tried = FusionMedCLIP.fit, []
+
+    def short(self, *arguments, **named):
+        tried.append(self)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fit(self, *arguments, **named)
+
+    monkeypatch.setattr(FusionMedCLIP, "fit", short)
+    monkeypatch.setattr(shortage, "is_on_gpu", lambda tower: True)
+    result = _run("adapt", scans / "normal", "--out", scans / "a.safetensors", "--tower", "tiny", "--preset", "fast")
+    assert result.exit_code == 0, result.stderr
+    assert "begins again on the processor" in result.stderr
+    assert (scans / "a.safetensors").exists()
 
 
 def test_a_file_name_that_is_no_text_is_listed(scans, adapter):

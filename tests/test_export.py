@@ -45,7 +45,7 @@ def adapter(tiny_tower, tmp_path_factory) -> Path:
     config = FusionMedCLIPConfig(scan_type="knee X-ray", stage2_epochs=2, stage3_epochs=2, pool_size=8, lora_lr=1e-2)
     detector = FusionMedCLIP(tiny_tower, config).fit([_scan(seed, label="Jane Doe") for seed in range(4)])
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    save_adapter(path, detector, _calibration(detector), window="lung")
+    save_adapter(path, detector, _calibration(detector), window="as stored")
     return path
 
 
@@ -89,7 +89,7 @@ def test_the_file_says_how_to_ask_it_and_what_its_numbers_mean(exported, adapter
     assert float(about["threshold"]) == calibration.threshold
     assert json.loads(about["reference_scores"]) == list(calibration.reference_scores)
     assert (about["image_size"], about["tower"], about["method"]) == ("64", "tiny", "fusionmedclip")
-    assert (about["scan_type"], about["window"]) == ("knee X-ray", "lung")
+    assert (about["scan_type"], about["window"]) == ("knee X-ray", "as stored")
     assert "Research use only" in about["research_use"]
     assert about["fmclip_version"]
     inputs = {one.name: one.shape for one in session.get_inputs()}
@@ -107,13 +107,17 @@ def test_no_path_and_no_label_stands_in_a_file(exported, memory, tmp_path):
         assert not any(folder.encode() in text for folder in folders)
 
 
+def _serve(exported: Path, picture: Path, heatmap: Path) -> subprocess.CompletedProcess:
+    blocked = "import sys, runpy; sys.modules.update(fmclip=None, torch=None, cv2=None); sys.argv = sys.argv[1:]; "
+    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0])", SERVE, exported, picture, heatmap]
+    return subprocess.run(command, capture_output=True, text=True, cwd=picture.parent, check=False)
+
+
 def test_thirty_lines_serve_it_without_fmclip(exported, adapter, tmp_path):
     assert len(SERVE.read_text().splitlines()) <= 30
     picture, heatmap = tmp_path / "scan.png", tmp_path / "heat.png"
     cv2.imwrite(str(picture), np.uint8(255 * _scan(7, 150, 101).pixels))
-    blocked = "import sys, runpy; sys.modules.update(fmclip=None, torch=None, cv2=None); sys.argv = sys.argv[1:]; "
-    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0])", SERVE, exported[0], picture, heatmap]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    result = _serve(exported[0], picture, heatmap)
     assert result.returncode == 0, result.stderr
     detector, calibration = load_adapter(adapter)
     scan = read_scan(picture)
@@ -124,6 +128,39 @@ def test_thirty_lines_serve_it_without_fmclip(exported, adapter, tmp_path):
     heat = own.map[..., None]
     shown = cv2.imread(str(heatmap))[..., ::-1] / 255
     np.testing.assert_allclose(shown, (1 - heat) * scan.pixels[..., None] + heat * [1, 0.3, 0], atol=2 / 255)
+
+
+@pytest.mark.parametrize("shape", [(80, 64), (80, 64, 3)])
+def test_pictures_that_the_thirty_lines_would_read_otherwise_are_refused(exported, tmp_path, shape):
+    picture = tmp_path / "scan.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(2**16, size=shape, dtype=np.uint16))
+    result = _serve(exported[0], picture, tmp_path / "heat.png")
+    assert result.returncode != 0
+    assert "8-bit grey or RGB" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_detector_that_learned_with_a_window_is_not_asked_about_plain_pictures(memory, tmp_path):
+    picture = tmp_path / "scan.png"
+    cv2.imwrite(str(picture), np.uint8(255 * _scan(7).pixels))
+    export_detector(tmp_path / "lung.onnx", memory, _calibration(memory), kind="onnx", window="lung")
+    assert "without a window" in _serve(tmp_path / "lung.onnx", picture, tmp_path / "heat.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"), [("InferenceSession", RuntimeError("/home/someone/x.onnx")), ("_strip", ValueError("two"))]
+)
+def test_what_fails_after_the_recording_is_told_in_words_and_leaves_no_file(
+    memory, tmp_path, monkeypatch, broken, error
+):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(onnxruntime if broken == "InferenceSession" else fmclip.export, broken, fail)
+    with pytest.raises(ExportError, match=f"could not be written or does not run .{type(error).__name__}.") as told:
+        export_detector(tmp_path / "detector.onnx", memory, _calibration(memory), kind="onnx")
+    assert "someone" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -77,6 +77,25 @@ def test_stage_3_goes_on_from_where_it_stood(tiny_tower):
         np.testing.assert_allclose(one.map, other.map, atol=2e-3)
 
 
+def test_a_stage_3_that_cannot_be_resumed_leaves_the_adapter_from_before(monkeypatch):
+    preset = {"stage2_epochs": 2, "stage3_epochs": 2, "pool_size": 8, "batch_size": 4}
+    monkeypatch.setitem(fusionmedclip.PRESETS, "fast", preset)
+    session, query = Session("tiny", "cpu"), normal_scan(9)
+    list(session.adapt([normal_scan(seed) for seed in range(4)], preset="fast"))
+    key, before = session.adapter_key, session.query([query])[0].map
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with monkeypatch.context() as short:
+        short.setattr(fusionmedclip, "train_stage3", full)
+        with pytest.raises(FmclipError, match="nothing was resumed"):
+            list(session.go_on())
+    assert session.adapter_key == key
+    np.testing.assert_array_equal(session.query([query])[0].map, before)
+    assert list(session.go_on())[-1].stage == "stage 3"  # with memory again it goes on
+
+
 def test_the_state_of_a_training_survives_its_way_to_another_process(tiny_tower):
     import pickle
 

@@ -48,9 +48,22 @@ def test_a_processor_without_memory_has_nothing_to_fall_back_to(tiny_tower):
     told = []
 
     def fit(tower):
-        raise MemoryError
+        raise torch.OutOfMemoryError(FULL)
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(torch.OutOfMemoryError):
+        shortage.fit_where_it_fits(fit, tiny_tower, lambda: tiny_tower, told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_host_without_memory_is_not_taken_for_its_graphics_card(tiny_tower, monkeypatch, error):
+    monkeypatch.setattr(shortage, "is_on_gpu", lambda tower: True)
+    told = []
+
+    def fit(tower):
+        raise error
+
+    with pytest.raises(type(error)):
         shortage.fit_where_it_fits(fit, tiny_tower, lambda: tiny_tower, told.append)
     assert told == []
 

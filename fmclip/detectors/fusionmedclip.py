@@ -23,9 +23,9 @@ from torch import Tensor
 
 from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
-from fmclip.detectors.events import OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
+from fmclip.detectors.events import Notice, OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, square_answer, to_unit
-from fmclip.detectors.fallback import train_within_memory
+from fmclip.detectors.fallback import GAVE_UP, NOT_RESUMED, train_within_memory
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
 from fmclip.detectors.training import (
@@ -39,7 +39,7 @@ from fmclip.detectors.training import (
     train_stage2,
     train_stage3,
 )
-from fmclip.errors import CheckpointError, Stopped, TowerError
+from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, patch_weight
 from fmclip.scans import Scan
@@ -166,6 +166,10 @@ class FusionMedCLIP(Detector):
 
         Returns:
             The detector itself.
+
+        Raises:
+            FmclipError: The memory does not suffice for stage 3. The result is then that of no training: go on with
+                what there was before.
         """
         return self._train(normals, on_event, start)
 
@@ -208,15 +212,18 @@ class FusionMedCLIP(Detector):
         start: Training | None,
         acceleration: Acceleration,
     ) -> None:
-        refined = network.with_block_adapters(self.tower, self.config, generator)
+        def train(how: Acceleration, begin: Training | None, listen: OnEvent) -> tuple[Tower, FusionNetwork]:
+            refined = network.with_block_adapters(self.tower, self.config, generator)  # a copy: it is trained in place
+            tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, listen, begin, how)
+            return tower, refined
 
-        def train(how: Acceleration, begin: Training | None, listen: OnEvent) -> Tower:
-            return train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, listen, begin, how)
-
-        tower = train_within_memory(train, acceleration, self.config.batch_size, generator, on_event, start)
-        if tower is None:
+        trained = train_within_memory(train, acceleration, self.config.batch_size, generator, on_event, start)
+        if trained is None and start is not None:  # there is no stage 2 here to be kept, only the bare memory
+            raise FmclipError(NOT_RESUMED)
+        if trained is None:
+            on_event(Notice(GAVE_UP))
             return
-        self._settle(tower, refined, pixels, content)
+        self._settle(*trained, pixels, content)
         on_event(Ready("stage 3", self))
         on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
 

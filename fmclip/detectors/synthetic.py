@@ -34,7 +34,7 @@ def synthesise_scans(
         size: Number of pairs; a quarter of them stays normal.
         generator: Draws everything; on the CPU.
         on_event: Hears of the progress.
-        on_device: Whether they are painted in one go where `pixels` are; if left out, on a GPU.
+        on_device: Whether they are painted where `pixels` are, `CHUNK` at a time; if left out, on a GPU.
 
     Returns:
         The pairs, with their pictures and masks on the device of `pixels`, or without `on_device` on the CPU.
@@ -42,9 +42,11 @@ def synthesise_scans(
     settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
     on_event(StageStarted(SYNTHESIS, size))
     if pixels.is_cuda if on_device is None else on_device:
-        pool = synthesise_on_device(pixels, content, size, generator, settings, hand=CHUNK)
-        on_event(Step(SYNTHESIS, size, size, math.nan))
-        return pool
+
+        def tell(painted: int) -> None:
+            on_event(Step(SYNTHESIS, painted, size, math.nan))
+
+        return synthesise_on_device(pixels, content, size, generator, settings, hand=CHUNK, on_hand=tell)
     images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
     contents = list(content.cpu().numpy())
     scans: list[SyntheticScan] = []

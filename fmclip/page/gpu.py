@@ -1,8 +1,11 @@
 """Hosts that lend a GPU for single calls (`spaces.GPU`): each call runs in a process forked for it.
 
 The page's own process then never touches CUDA: the tower, and adapters from files, are built on the CPU, and the forked
-process moves its own copy of the tower. Only plain values go over and come back; errors come back as values too,
-because the host would replace their text. A Stop reaches the other process through the file of `StopSignal`.
+process moves its own copy of the tower. A fit that needs more memory than the GPU has begins again in the page's own
+process, on the CPU and after the GPU was given back: the time that was asked for is a GPU's.
+
+Only plain values go over and come back; errors come back as values too, because the host would replace their text. A
+Stop reaches the other process through the file of `StopSignal`.
 
 What the host asks for, and the tests hold: the functions that are lent stand at module level, so that the other process
 finds them by name; the page's own process never starts CUDA, since a fork could not use it any more; graphs, rounded
@@ -15,7 +18,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from fmclip.background import Ended, Put, StopSignal, stream
-from fmclip.errors import FmclipError
+from fmclip.errors import DeviceShortage, FmclipError
 from fmclip.learning import Adapter, Job, LearnEvent, answer, extend, learn, load_tower
 from fmclip.scans import Scan
 from fmclip.session import Session
+from fmclip.shortage import ON_CPU
 
 if TYPE_CHECKING:
     from fmclip.detectors import Prediction
@@ -108,14 +112,25 @@ def extend_seconds(there: str, adapter: Adapter, tower: str, regions: Sequence[N
 def _learn_here(lent: Callable[..., Any], there: str, job: Job, stop: StopSignal) -> Iterator[LearnEvent]:
     load_tower(job.tower, job.device)  # before the fork, so that the copy has it
 
-    def work(put: Put, ended: Ended) -> None:
-        with _lending(), contextlib.closing(lent(there, replace(job, queries=tuple(job.queries)), stop)) as events:
+    def pass_on(events: Generator[LearnEvent | FmclipError, None, None], put: Put, ended: Ended) -> None:
+        with contextlib.closing(events):
             for event in events:
                 if isinstance(event, FmclipError):
                     raise event
                 put(event)
                 if ended.is_set() and not stop.is_set():  # nobody listens; after a Stop the last words are waited for
                     return
+
+    def work(put: Put, ended: Ended) -> None:
+        from fmclip.detectors import Notice
+
+        try:
+            with _lending():
+                pass_on(lent(there, replace(job, queries=tuple(job.queries), is_on_loan=True), stop), put, ended)
+            return
+        except DeviceShortage:
+            put(Notice(ON_CPU))
+        pass_on(learn(job, stop), put, ended)  # here, on the CPU: nothing is lent any more
 
     yield from stream(work, stop, GRACE_SECONDS)
 

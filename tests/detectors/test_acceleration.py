@@ -1,6 +1,7 @@
 """What makes training fast on a GPU gives, where it can be run without one, what the plain way gives."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from fmclip.acceleration import Acceleration
 from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, Notice, PatchMemory, Ready, Step
 from fmclip.detectors import fusionmedclip as module
 from fmclip.detectors.step import TrainingStep, adamw
-from fmclip.detectors.training import STAGE3, count_steps
+from fmclip.detectors.training import STAGE3, SYNTHESIS, count_steps
+from fmclip.errors import Stopped
 from fmclip.towers import get_tower
 
 CONFIG = FusionMedCLIPConfig(stage2_epochs=4, stage3_epochs=4, pool_size=12, batch_size=4)
@@ -44,6 +46,25 @@ def test_static_steps_are_the_steps_of_the_plain_loop():
 
 def test_a_pool_painted_on_the_device_teaches_the_same():
     assert apart(fitted(Acceleration()), fitted(Acceleration(on_device=True))) < 0.005
+
+
+def test_painting_on_the_device_says_how_far_it_is_and_hears_a_stop_in_between():
+    painted = []
+
+    def listen(event) -> None:
+        if isinstance(event, Step) and event.stage == SYNTHESIS:
+            painted.append((event.step, event.steps))
+            if event.step == stop_at:
+                raise Stopped
+
+    longer, stop_at = replace(CONFIG, pool_size=72, stage2_epochs=1, stage3_epochs=0), 0
+    fitted(Acceleration(on_device=True), longer, on_event=listen)
+    assert painted == [(32, 72), (64, 72), (72, 72)]
+    painted, stop_at = [], 32
+    detector = fitted(Acceleration(on_device=True), longer, on_event=listen)
+    assert painted == [(32, 72)]
+    assert detector.network_ is None
+    assert len(detector.predict(QUERIES)) == len(QUERIES)
 
 
 @pytest.mark.parametrize("how", [Acceleration(parts=2), Acceleration(parts=4, checkpointing=True)])
@@ -183,6 +204,28 @@ def test_a_shortage_in_the_middle_goes_on_from_the_last_kept_step(monkeypatch):
     monkeypatch.setattr(TrainingStep, "_run", short)
     fitted(Acceleration(), WITHOUT_DROPOUT, on_event=listen)
     assert steps == list(range(1, 9))
+
+
+def test_what_a_failed_attempt_has_half_trained_does_not_reach_the_next_one(monkeypatch):
+    from fmclip.detectors import training
+
+    monkeypatch.setattr(training, "KEEP_SECONDS", 1e9)  # nothing is kept before the shortage
+    expected = fitted(Acceleration(parts=2), CONFIG)
+    run, taken = TrainingStep._run, []
+
+    def short(self, rows):
+        taken.append(self._parts)
+        if self._parts == 1 and len(taken) == 8:  # the last of 4 steps of stage 3, after as many of stage 2
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, rows)
+
+    monkeypatch.setattr(TrainingStep, "_run", short)
+    found = fitted(Acceleration(), CONFIG)
+    assert taken == [1] * 8 + [2] * 4
+    state = found.state()
+    for name, value in expected.state().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0, msg=name)
+    assert apart(found, expected) == 0
 
 
 def test_other_errors_are_not_taken_for_a_shortage(monkeypatch):

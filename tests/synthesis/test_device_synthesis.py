@@ -39,6 +39,18 @@ def test_one_seed_gives_one_pool_on_the_cpu_and_on_a_device(normals):
     np.testing.assert_array_equal(made.masks.numpy(), np.stack([scan.mask for scan in made.scans]))
 
 
+def test_pairs_painted_hand_by_hand_are_those_of_one_call_of_the_cpu_for_each_hand(phantoms):
+    normals = tuple(zip(*(phantoms["head"](seed) for seed in range(4)), strict=True))
+    generator, told = torch.Generator().manual_seed(0), []
+    pool = [scan for size in (16, 16, 8) for scan in synthesise_pool(*normals, size, generator, CONFIG)]
+    seeded = torch.Generator().manual_seed(0)
+    made = synthesise_on_device(*tensors(*normals), 40, seeded, CONFIG, hand=16, on_hand=told.append)
+    assert told == [16, 32, 40]
+    assert [scan.to_dict() for scan in made.scans] == [scan.to_dict() for scan in pool]
+    for one, other in zip(pool, made.scans, strict=True):
+        np.testing.assert_allclose(other.image, one.image, atol=PICTURE_BOUND)
+
+
 def test_a_record_is_painted_as_it_is_replayed(normals):
     pool = synthesise_pool(*normals, 24, torch.Generator().manual_seed(5))
     pictures, masks = render(

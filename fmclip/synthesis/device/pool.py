@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -60,6 +60,7 @@ def synthesise_on_device(
     config: SynthesisConfig | None = None,
     *,
     hand: int | None = None,
+    on_hand: Callable[[int], None] | None = None,
 ) -> DevicePool:
     """Make `n` training pairs, as `synthesise_pool` does with the same generator; what is seen may differ by rounding.
 
@@ -69,16 +70,16 @@ def synthesise_on_device(
         n: Number of pairs.
         generator: Source of randomness, on the CPU.
         config: What to draw.
-        hand: Pairs that are dealt at a time, as by calls of `synthesise_pool` one after the other; all if left out.
+        hand: Pairs that are dealt and painted at a time, as by calls of `synthesise_pool` one after the other; all if
+            left out.
+        on_hand: Hears after each hand how many are painted; what it raises ends the painting.
 
     Raises:
         ValueError: There are no scans, a mask is missing, or a shape is wrong.
     """
     images, squares = _on_cpu(references, contents)
     sampler = AnomalySampler(config)
-    hands = [min(hand or n, n - start) for start in range(0, n, hand or n)] if n else []
-    dealt = (map(np.ndarray.tolist, deal(len(images), size, generator)) for size in hands)
-    cards = [card for columns in dealt for card in zip(*columns, strict=True)]
+    hands = [min(hand or n, n - start) for start in range(0, n, hand or n)] if n else [0]
     donors = [estimate_foreground(image, np.ones(image.shape[:2], bool)) for image in images]
 
     def begin(card: tuple[int, int, int]) -> _Pair:
@@ -95,7 +96,8 @@ def synthesise_on_device(
         donor = donors[anomaly.patch.source] if anomaly.patch else None
         pair.draft = Draft.of(anomaly, pair.foreground, donor)
 
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as workers:
+    def paint(size: int, workers: ThreadPoolExecutor) -> tuple[list[_Pair], Tensor, Tensor]:
+        cards = zip(*map(np.ndarray.tolist, deal(len(images), size, generator)), strict=True)
         pairs = list(workers.map(begin, cards))
         varied = _views(references, contents, [pair.source for pair in pairs], [pair.view for pair in pairs])
         pixels = varied.clone()
@@ -115,7 +117,18 @@ def synthesise_on_device(
                     pair.attempt += 1
                     failed.append(place)
             waiting = failed
-    return _gather(pairs, pixels, masks)
+        return pairs, pixels, masks
+
+    done: list[tuple[list[_Pair], Tensor, Tensor]] = []
+    painted = 0
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as workers:
+        for size in hands:
+            done.append(paint(size, workers))
+            painted += size
+            if on_hand is not None:
+                on_hand(painted)
+    every, pixels, masks = zip(*done, strict=True)
+    return _gather([pair for some in every for pair in some], torch.cat(pixels), torch.cat(masks))
 
 
 def render(
