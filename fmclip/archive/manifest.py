@@ -142,11 +142,11 @@ class Source:
         with _readable():
             files = self._files
             found = islice(self._rows(files, part), part.size)
-            count, shard = 0, part.shard
+            count, last = 0, part.shard
             for shard, image, facts in found:
                 yield Entry(part.first + count, image, facts)
-                count += 1
-            if count < part.size or _stamp([_state(file) for file in files[part.shard : shard + 1]]) != part.stamp:
+                count, last = count + 1, shard
+            if count < part.size or _stamp([_state(file) for file in files[part.shard : last + 1]]) != part.stamp:
                 raise ArchiveError(_CHANGED)
 
     @property

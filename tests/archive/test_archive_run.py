@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import fmclip.archive_cli  # noqa: F401  (adds the command)
 from benchmarks.archive import scoring_processes
-from fmclip.archive.cluster import Workers, require_ray
+from fmclip.archive.cluster import Workers, count_workers, require_ray
 from fmclip.archive.parts import ATTEMPTS, FAILURES, MAPS, SCORES, UNFINISHED
-from fmclip.archive.run import Progress, _alone_in, _Worker, score_archive
+from fmclip.archive.run import ADAPTER, Progress, _alone_in, _Worker, score_archive
 from fmclip.archive.scorer import Job, Scorer
 from fmclip.cli import app
 from fmclip.errors import ArchiveError
