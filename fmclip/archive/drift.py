@@ -91,7 +91,7 @@ class Drift:
 
 
 def read_drift(out: Path) -> Drift:
-    """Read the scores of an archive; 12 bytes of memory for each scan.
+    """Read the scores of an archive; about 50 bytes of memory for each scan at the most, 5 afterwards.
 
     Args:
         out: Folder of its results; an unfinished run shows what is finished.
@@ -100,7 +100,7 @@ def read_drift(out: Path) -> Drift:
         Groups by scanner and day.
 
     Raises:
-        ArchiveError: The folder holds no scores, or a file of it is damaged.
+        ArchiveError: The folder holds no scores, no scan was mapped, or a file of it is damaged.
     """
     threshold = float(read_record(out)["threshold"])
     names: dict[str, int] = {}
