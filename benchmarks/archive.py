@@ -33,9 +33,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.cpu import ROOT, simulated_scans
+from fmclip.archive.cluster import Workers
 from fmclip.archive.drift import read_drift
 from fmclip.archive.manifest import Columns, Source
-from fmclip.archive.run import Progress, Workers, score_archive
+from fmclip.archive.run import Progress, score_archive
 from fmclip.calibration import Calibration
 from fmclip.checkpoint import save_adapter
 from fmclip.detectors import DETECTORS

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from fmclip.archive.cluster import Workers
 from fmclip.archive.drift import read_drift, write_table
 from fmclip.archive.manifest import KEY_COLUMN, Columns, Source
-from fmclip.archive.run import PART_SIZE, Progress, Workers, score_archive
+from fmclip.archive.run import PART_SIZE, Progress, score_archive
 from fmclip.cli import _readable_errors, _warn, app
 
 SECONDS_A_LINE = 30

@@ -91,7 +91,7 @@ class Drift:
 
 
 def read_drift(out: Path) -> Drift:
-    """Read the scores of an archive; 12 bytes of memory for each scan.
+    """Read the scores of an archive; about 50 bytes of memory for each scan at the most, 5 afterwards.
 
     Args:
         out: Folder of its results; an unfinished run shows what is finished.
@@ -100,7 +100,7 @@ def read_drift(out: Path) -> Drift:
         Groups by scanner and day.
 
     Raises:
-        ArchiveError: The folder holds no scores, or a file of it is damaged.
+        ArchiveError: The folder holds no scores, no scan was mapped, or a file of it is damaged.
     """
     threshold = float(read_record(out)["threshold"])
     names: dict[str, int] = {}
@@ -114,6 +114,11 @@ def read_drift(out: Path) -> Drift:
         parts.append((scanners, days.clip(_UNKNOWN_DAY).astype(np.int32), table["score"].to_numpy().astype(np.float32)))
     if not parts:
         raise ArchiveError("No part of this archive is finished yet: run score-archive first.")
+    if not any(scores.size for _, _, scores in parts):
+        raise ArchiveError(
+            "No scan of this archive was mapped, so that there are no scores to compare: the folder failures says why, "
+            "row by row."
+        )
     failed: Counter[tuple[str, datetime.date | None]] = Counter()
     for table in _tables(out, FAILURES, ["scanner", "date"]):
         named = (name or NO_SCANNER for name in table["scanner"].to_pylist())

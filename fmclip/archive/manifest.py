@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 
 from fmclip.contrastive.pairs import ImageBytes, ImageFile, ImageSource
 from fmclip.errors import ArchiveError
-from fmclip.scans.shards import FACTS, TEXTS, Sample, iterate_samples, read_facts, read_member
+from fmclip.scans.shards import UnclearSample, image_of, iterate_samples, read_facts, read_member
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
 TABLES = (*DELIMITERS, *LINES, ".parquet")
 KEY_COLUMN = "__key__"
 """Under this name the facts of a shard's sample hold its key, as in WebDataset itself."""
-_NO_IMAGES = {*FACTS, *TEXTS, "cls"}
+_CHANGED = "The manifest or a shard has become shorter or has changed since the run began: score it anew."
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Part(NamedTuple):
         size: How many.
         shard: Which file, for shards that the part begins in.
         offset: Where its first row begins: bytes, or the row itself in a Parquet table.
+        stamp: Tells the files that its rows lie in by name, size and time of change, so that no row is taken from
+            others.
     """
 
     number: int
@@ -70,6 +72,7 @@ class Part(NamedTuple):
     size: int
     shard: int
     offset: int
+    stamp: int
 
 
 class Entry(NamedTuple):
@@ -104,18 +107,30 @@ class Source:
             The parts in order, and a digest of the source: of the manifest's bytes, or the shards' names and headers.
 
         Raises:
-            ArchiveError: The source is not there, is damaged, has no row or lacks a column.
+            ArchiveError: The source is not there, is damaged, has no row, lacks a column, or changes meanwhile.
         """
         digest = hashlib.sha256()
         parts: list[Part] = []
-        row = -1
+        shard, row = 0, -1
         with _readable():
-            for row, (shard, offset) in enumerate(self._starts(digest)):
-                if row % part_size == 0:
-                    parts.append(Part(len(parts), row, part_size, shard, offset))
+            files = self._files
+            before = [_state(file) for file in files]
+
+            def end_part() -> None:
+                first = parts[-1]
+                parts[-1] = first._replace(size=row + 1 - first.first, stamp=_stamp(before[first.shard : shard + 1]))
+
+            for number, (its_shard, offset) in enumerate(self._starts(files, digest)):
+                if number % part_size == 0:
+                    if parts:
+                        end_part()
+                    parts.append(Part(len(parts), number, part_size, its_shard, offset, 0))
+                shard, row = its_shard, number
+            if before != [_state(file) for file in files]:
+                raise ArchiveError(_CHANGED)
         if not parts:
             raise ArchiveError("The manifest names no scan, or the shards hold none: nothing can be scored.")
-        parts[-1] = parts[-1]._replace(size=row + 1 - parts[-1].first)
+        end_part()
         return parts, digest.hexdigest()
 
     def read(self, part: Part) -> Iterator[Entry]:
@@ -125,12 +140,14 @@ class Source:
             ArchiveError: The source is gone or has changed.
         """
         with _readable():
-            found = islice(self._rows(part), part.size)
-            count = 0
-            for count, (image, facts) in enumerate(found, start=1):
-                yield Entry(part.first + count - 1, image, facts)
-            if count < part.size:
-                raise ArchiveError("The manifest or a shard has become shorter since the run began: score it anew.")
+            files = self._files
+            found = islice(self._rows(files, part), part.size)
+            count, last = 0, part.shard
+            for shard, image, facts in found:
+                yield Entry(part.first + count, image, facts)
+                count, last = count + 1, shard
+            if count < part.size or _stamp([_state(file) for file in files[part.shard : last + 1]]) != part.stamp:
+                raise ArchiveError(_CHANGED)
 
     @property
     def _suffix(self) -> str:
@@ -146,14 +163,13 @@ class Source:
             )
         return files
 
-    def _starts(self, digest: Any) -> Iterator[tuple[int, int]]:
+    def _starts(self, files: Sequence[Path], digest: Any) -> Iterator[tuple[int, int]]:
         """Yield (shard, offset) of each row."""
-        files = self._files
         if self._suffix not in TABLES:
             for shard, file in enumerate(files):
                 digest.update(file.name.encode(errors="surrogateescape") + b"\0")
                 for sample in iterate_samples(file):
-                    if _image_of(sample) is not None:
+                    if image_of(sample) is not None:
                         digest.update(repr((sample.key, sample.offset, sample.members)).encode(errors="replace"))
                         yield shard, sample.offset
             return
@@ -175,19 +191,21 @@ class Source:
         self._require(_header(self.path, DELIMITERS[self._suffix]))
         yield from ((0, offset) for offset, _ in islice(_records(lines, DELIMITERS[self._suffix]), 1, None))
 
-    def _rows(self, part: Part) -> Iterator[tuple[ImageSource | None, Mapping[str, Any]]]:
+    def _rows(self, files: Sequence[Path], part: Part) -> Iterator[tuple[int, ImageSource | None, Mapping[str, Any]]]:
+        """Yield (shard, scan, facts) from the beginning of a part on."""
         if self._suffix not in TABLES:
-            for number, file in enumerate(self._files[part.shard :]):
-                for sample in iterate_samples(file, part.offset if number == 0 else 0):
-                    place = _image_of(sample)
+            for number, file in enumerate(files[part.shard :], start=part.shard):
+                for sample in iterate_samples(file, part.offset if number == part.shard else 0):
+                    place = image_of(sample)
                     if place is not None:
                         key = {KEY_COLUMN: sample.key.lstrip("/")}
-                        yield ImageBytes(partial(read_member, file, *place)), {**key, **read_facts(file, sample)}
+                        image = ImageBytes(partial(read_member, file, *place))
+                        yield number, image, {**key, **read_facts(file, sample)}
             return
         for facts in self._table_rows(part):
             name = facts.get(self.columns.path)
             root = self.path.parent if self.root is None else self.root
-            yield (ImageFile(root / str(name)) if name else None), facts
+            yield 0, (ImageFile(root / str(name)) if name else None), facts
 
     def _table_rows(self, part: Part) -> Iterator[Mapping[str, Any]]:
         if self._suffix == ".parquet":
@@ -210,9 +228,15 @@ class Source:
             )
 
 
-def _image_of(sample: Sample) -> tuple[int, int] | None:
-    """Place of the first member that is no text; what it is, its content tells when it is read."""
-    return next((place for suffix, place in sample.members.items() if suffix not in _NO_IMAGES), None)
+def _state(file: Path) -> tuple[str, int, int]:
+    """Name, size in bytes, and time of change in ns of a file."""
+    told = file.stat()
+    return file.name, told.st_size, told.st_mtime_ns
+
+
+def _stamp(states: Sequence[tuple[str, int, int]]) -> int:
+    """63 bits that stand for the states of some files."""
+    return int.from_bytes(hashlib.sha256(repr(states).encode(errors="backslashreplace")).digest()[:8]) >> 1
 
 
 class _Lines:
@@ -288,7 +312,9 @@ def _readable() -> Iterator[None]:
         yield
     except tarfile.TarError as error:
         raise ArchiveError("A shard is damaged, cut short or compressed; shards must be plain .tar files.") from error
-    except (csv.Error, ValueError) as error:  # also of UTF-8, JSON and Parquet
+    except UnclearSample as error:
+        raise ArchiveError(f"In a shard, {error}.") from error
+    except (csv.Error, ValueError, RecursionError) as error:  # also of UTF-8, JSON (nested too deep) and Parquet
         raise ArchiveError(
             "The manifest is not readable as UTF-8 CSV, JSON lines or Parquet; save it again."
         ) from error

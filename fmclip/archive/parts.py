@@ -6,18 +6,20 @@
     OUT/failures/part-000000.parquet  a row for each that was not, with the reason; no file where there is none
     OUT/maps/part-000000.parquet      a row for each map: a PNG of 8 or 16 bits
 
-A part is finished once its scores are there: they are written last, beside their place, and then renamed into it.
+A part is finished once its scores are there. Its files are written beside their places and, once all of them are on the
+disk, renamed into them, the scores last; so a part that is made again keeps its old files until then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -107,16 +109,6 @@ def write_part(
     """
     import pyarrow as pa
 
-    if failures:
-        columns = {
-            **_known([one.known for one in failures], with_ids),
-            "reason": pa.array([f.reason for f in failures]),
-        }
-        _write(part_file(out, FAILURES, number), pa.table(columns))
-    else:  # an earlier attempt may have failed where this one did not
-        part_file(out, FAILURES, number).unlink(missing_ok=True)
-    if with_maps:
-        _write(part_file(out, MAPS, number), _map_table(scored), row_group_size=_MAPS_A_GROUP)
     scores = [one.score for one in scored]
     table = pa.table(
         {
@@ -128,7 +120,25 @@ def write_part(
         }
     )
     counts = {_RUN: run.encode(), _SCORED: str(len(scored)).encode(), _FAILED: str(len(failures)).encode()}
-    _write(part_file(out, SCORES, number), table.replace_schema_metadata(counts))
+    tables = {SCORES: table.replace_schema_metadata(counts)}
+    if with_maps:
+        tables[MAPS] = _map_table(scored)
+    if failures:
+        reasons = pa.array([failure.reason for failure in failures])
+        tables[FAILURES] = pa.table({**_known([one.known for one in failures], with_ids), "reason": reasons})
+    places = {kind: part_file(out, kind, number) for kind in tables}
+    written: dict[str, Path] = {}
+    try:
+        for kind, content in tables.items():
+            written[kind] = _write_beside(places[kind], _as_parquet(content))
+        if not failures:  # an earlier attempt may have failed where this one did not
+            part_file(out, FAILURES, number).unlink(missing_ok=True)
+        for kind in reversed(tables):  # the scores last
+            _move(written[kind], places[kind])
+    except BaseException:
+        for file in written.values():
+            file.unlink(missing_ok=True)
+        raise
 
 
 def count_part(out: Path, number: int, run: str) -> PartCount | None:
@@ -229,17 +239,47 @@ def _map_table(scored: Sequence[Scored]) -> Any:
     )
 
 
-def _write(path: Path, table: Any, **options: Any) -> None:
-    """Write a table beside its place and move it there, so that a killed worker leaves no half file in it."""
-    from pyarrow import parquet
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after the power was cut.
 
-    part = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:12]}{UNFINISHED}")  # two workers may be at the same part
+    Raises:
+        OSError: It cannot be written.
+    """
+    part = _write_beside(path, lambda file: file.write(data))
     try:
-        with part.open("wb") as file:
-            parquet.write_table(table, file, compression="zstd", **options)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        _move(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _as_parquet(table: Any) -> Callable[[BinaryIO], object]:
+    from pyarrow import parquet
+
+    group = {"row_group_size": _MAPS_A_GROUP} if "map" in table.column_names else {}
+    return lambda file: parquet.write_table(table, file, compression="zstd", **group)
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Write to the disk beside a place, under a name of its own, for two workers may be at the same part."""
+    part = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:12]}{UNFINISHED}")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def _move(part: Path, path: Path) -> None:
+    """Move a file into its place, and have the folder say so on the disk, where the system can."""
+    part.replace(path)
+    with contextlib.suppress(OSError):  # Windows, and some network shares
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

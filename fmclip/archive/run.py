@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fmclip import __version__
-from fmclip.archive.manifest import Part, Source
+from fmclip.archive.cluster import Workers, connected, count_workers, require_ray
+from fmclip.archive.manifest import TABLES, Part, Source
 from fmclip.archive.parts import (
     ATTEMPTS,
     FAILURES,
@@ -31,8 +32,8 @@ from fmclip.archive.parts import (
     SCORES,
     UNFINISHED,
     count_part,
-    part_file,
     read_record,
+    write_whole,
 )
 from fmclip.archive.scorer import Job, Scorer
 from fmclip.checkpoint import describe_adapter, read_window
@@ -41,25 +42,6 @@ from fmclip.scans import AS_STORED, parse_window
 
 ADAPTER, LOCK = "adapter.safetensors", ".lock"
 PART_SIZE = 500
-OBJECT_STORE_BYTES = 100 * 2**20  # of Ray on this machine: only parts and counts pass through it, no scans
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who does the work.
-
-    Attributes:
-        count: How many; 0: as many as there are CPUs, or GPUs, for.
-        cpus: CPUs of each.
-        gpus: GPUs of each, a share or a whole number; 0: they work on CPUs.
-        address: Of a Ray cluster ("auto": the one that this machine belongs to); "": that of RAY_ADDRESS, which Ray
-            sets in its jobs, or this machine alone.
-    """
-
-    count: int = 0
-    cpus: int = 1
-    gpus: float = 0.0
-    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,21 +104,25 @@ def score_archive(
 
     Raises:
         ArchiveError: Ray is missing, the manifest cannot be read, the folder holds another run or is in use, or a
-            worker could not go on. What is finished stays.
+            worker could not go on, or there is no room for the workers. What is finished stays.
         CheckpointError: The adapter cannot be read.
     """
-    ray = _require_ray()
+    ray = require_ray()
     workers = workers or Workers()
     if maps != "none" and maps not in MAP_KINDS:
         raise ArchiveError(f"Maps are kept as {', '.join(MAP_KINDS)} or none, not as {maps!r}.")
     source = Source(source.path.absolute(), source.columns, None if source.root is None else source.root.absolute())
     out = out.absolute()
     facts = describe_adapter(adapter)
+    content = _content(adapter)
+    device = "cuda" if workers.gpus else "cpu"
     parts, digest = source.plan(part_size)
     settings = {
         "fmclip": __version__,
-        "adapter": _digest(adapter),
+        "adapter": hashlib.sha256(content).hexdigest(),  # it names its tower by a digest of the weights
         "manifest": digest,
+        "root": _digest_of_root(source),
+        "device": device,
         "columns": asdict(source.columns),
         "slice": slice_index,
         "maps": maps,
@@ -146,34 +132,32 @@ def score_archive(
     for folder in (SCORES, FAILURES, MAPS, ATTEMPTS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
-        run = _begin(out, adapter, settings, facts, rows=sum(part.size for part in parts))
+        run = _begin(out, content, settings, facts, rows=sum(part.size for part in parts))
         job = Job(
             out=out,
             adapter=out / ADAPTER,
             source=source,
             run=run,
             tower=str(Path(tower).absolute()) if tower and Path(tower).exists() else tower,
-            device="cuda" if workers.gpus else "cpu",
+            device=device,
             threads=workers.cpus,
             window=parse_window(read_window(adapter) or AS_STORED),
             slice_index=slice_index,
             maps=maps,
             map_side=map_side,
+            retry_failures=retry_failures,
         )
         tally = _Tally(parts, on_progress)
         left = []
         for part in parts:
             count = count_part(out, part.number, run)
-            if count is not None and count.failed and retry_failures:
-                part_file(out, SCORES, part.number).unlink()
-                count = None
-            if count is None:
+            if count is None or (count.failed and retry_failures):  # until then, what is there stays
                 left.append(part)
             else:
                 tally.earlier(*count)
         tally.show()
         if left:
-            with _cluster(ray, workers):
+            with connected(ray, workers):
                 for receipt in _receipts(ray, job, left, workers):
                     if receipt["error"]:
                         raise ArchiveError(f"A worker could not go on: {receipt['error']} What is finished is kept.")
@@ -244,7 +228,7 @@ class _Tally:
 
 def _receipts(ray: Any, job: Job, parts: Sequence[Part], workers: Workers) -> Iterator[dict[str, Any]]:
     """Send the parts to the workers; Ray starts a worker that was killed anew and gives it the same part."""
-    count = workers.count or _most_workers(ray, workers)
+    count = count_workers(ray.nodes(), workers)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the command has its own, with scans in it
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -266,49 +250,7 @@ def _receipts(ray: Any, job: Job, parts: Sequence[Part], workers: Workers) -> It
         ) from None
 
 
-def _most_workers(ray: Any, workers: Workers) -> int:
-    resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 1) // workers.cpus)
-    by_gpu = int(resources.get("GPU", 0) / workers.gpus) if workers.gpus else by_cpu
-    return max(1, min(by_cpu, by_gpu))
-
-
-@contextlib.contextmanager
-def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
-    """Be connected to Ray: to the cluster that is named, to the one in use, or to one of this machine alone."""
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = workers.address or os.environ.get("RAY_ADDRESS", "")
-    if address:
-        options["address"] = address
-    else:
-        cpus = workers.count * workers.cpus or None
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ArchiveError("Ray cannot be reached or started here: check --address, and `ray status`.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ArchiveError("Archives are scored through Ray Data: pip install 'fmclip[archive]'.") from error
-    return ray
-
-
-def _begin(out: Path, adapter: Path, settings: dict[str, Any], facts: dict[str, Any], rows: int) -> str:
+def _begin(out: Path, adapter: bytes, settings: dict[str, Any], facts: dict[str, Any], rows: int) -> str:
     """Write what the folder is for, or see that it is for this; return the digest of the settings."""
     run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     record = out / RECORD
@@ -320,13 +262,20 @@ def _begin(out: Path, adapter: Path, settings: dict[str, Any], facts: dict[str, 
                 f"The folder holds scores of another run: {', '.join(changed)} changed. Go on with what that run was "
                 "begun with, or give another --out."
             )
+        if not (out / ADAPTER).is_file():
+            write_whole(out / ADAPTER, adapter)
+        elif _content(out / ADAPTER) != adapter:
+            raise ArchiveError(
+                f"{ADAPTER} in the folder is damaged or of another run. Remove that file, and it is written anew; if "
+                "scores were made with it, give another --out."
+            )
     else:
         if any((out / SCORES).iterdir()):
             raise ArchiveError("The folder holds scores of a run that nothing is known of; give another --out.")
-        _replace(out / ADAPTER, adapter.read_bytes())
+        write_whole(out / ADAPTER, adapter)
         content = {"format": FORMAT, "version": FORMAT_VERSION, "settings": settings, "rows": rows, **_told(facts)}
-        _replace(record, (json.dumps(content, indent=1) + "\n").encode())
-    for folder in (SCORES, FAILURES, MAPS):
+        write_whole(record, (json.dumps(content, indent=1) + "\n").encode())
+    for folder in (".", SCORES, FAILURES, MAPS):
         for file in (out / folder).glob(f"*{UNFINISHED}"):  # of workers that were killed
             file.unlink(missing_ok=True)
     return run
@@ -352,14 +301,16 @@ def _alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + UNFINISHED)
-    part.write_bytes(data)
-    part.replace(path)
-
-
-def _digest(adapter: Path) -> str:
+def _content(adapter: Path) -> bytes:
     try:
-        return hashlib.sha256(adapter.read_bytes()).hexdigest()
+        return adapter.read_bytes()
     except OSError as error:
         raise CheckpointError("The adapter file was not found, or cannot be opened.") from error
+
+
+def _digest_of_root(source: Source) -> str | None:
+    """Tell the folder that paths are relative to from others, without naming it; None for shards."""
+    if source.path.suffix.lower() not in TABLES:
+        return None
+    root = source.path.parent if source.root is None else source.root
+    return hashlib.sha256(os.fsencode(root)).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ class Job:
         slice_index: Slice of volumes; None: the middle one.
         maps: "uint8", "uint16", or "none".
         map_side: Longest side of a map; 0: the scan's.
+        retry_failures: Whether finished parts with failures are done again.
     """
 
     out: Path
@@ -65,6 +67,7 @@ class Job:
     slice_index: int | None = None
     maps: str = "uint8"
     map_side: int = 64
+    retry_failures: bool = False
 
 
 class Scorer:
@@ -93,9 +96,19 @@ class Scorer:
             OSError: A file cannot be written.
         """
         done = count_part(self.job.out, part.number, self.job.run)
-        if done is not None:
+        if done is not None and not (done.failed and self.job.retry_failures):
             return done
         attempt = _Attempt(self.job.out / ATTEMPTS / f"part-{part.number:06d}")
+        try:
+            count = self._attempt(part, attempt, done)
+        except Exception:  # no scan ended the program: a full disk, say, is no fault of the last one
+            attempt.withdraw()
+            raise
+        attempt.end()
+        return count
+
+    def _attempt(self, part: Part, attempt: _Attempt, done: PartCount | None) -> PartCount:
+        """Map a part and write it, unless it was done before and fewer scans can be mapped now."""
         scored: list[Scored] = []
         failures: list[Failure] = []
         with ThreadPoolExecutor(1) as reader:  # reads the next scans while these are mapped
@@ -107,6 +120,9 @@ class Scorer:
                 scored += self._map(group, failures)
                 if attempt.is_careful:  # the note of the next scan must not be made before this one is done
                     coming = reader.submit(next, groups, None)
+        attempt.mapped()
+        if done is not None and len(scored) < done.scored:  # a mount is gone that was there then
+            return done
         failures.sort(key=lambda failure: failure.known.row)
         write_part(
             self.job.out,
@@ -118,7 +134,6 @@ class Scorer:
             with_ids=bool(self.job.source.columns.id),
             with_maps=self.job.maps != "none",
         )
-        attempt.end()
         return PartCount(len(scored), len(failures))
 
     def _groups(self, part: Part, attempt: _Attempt, failures: list[Failure]) -> Iterator[list[tuple[Known, Scan]]]:
@@ -178,6 +193,7 @@ class _Attempt:
         self._notes = notes
         lines = notes.read_text(encoding="ascii", errors="replace").splitlines() if notes.is_file() else []
         attempts = " ".join(lines).split("attempt")[1:]  # what each of them had begun
+        self._size = notes.stat().st_size if lines else 0
         self._last = Counter(words.split()[-1] for words in attempts if words.split())
         self.is_careful = bool(attempts)
         self._note("attempt")
@@ -190,6 +206,16 @@ class _Attempt:
     def ended_by(self, row: int) -> bool:
         """Whether a scan has ended attempts enough."""
         return self._last[str(row)] >= ENDED_TWICE
+
+    def mapped(self) -> None:
+        """All scans are mapped: what goes wrong from here on is no scan's fault."""
+        if self.is_careful:
+            self._note("mapped")
+
+    def withdraw(self) -> None:
+        """This attempt ended in an error that was caught: take its notes back, which needs no room on a disk."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._notes, self._size)
 
     def end(self) -> None:
         """The part is finished."""
@@ -205,7 +231,8 @@ def describe(entry: Entry, columns: Columns) -> Known:
 
     def named(column: str) -> str | None:
         value = entry.facts.get(column) if column else None
-        return None if value is None or not str(value).strip() else str(value).strip()
+        text = "" if value is None else str(value).strip()
+        return text.encode("utf-8", "replace").decode() or None  # half a surrogate pair is no text that can be written
 
     return Known(entry.row, named(columns.id), named(columns.scanner), parse_day(entry.facts.get(columns.date)))
 

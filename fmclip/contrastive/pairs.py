@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +63,30 @@ class ImageBytes:
 
     def read(self, label: str, **reading: Any) -> Scan:
         """See `ImageSource`."""
-        with tempfile.NamedTemporaryFile(suffix=".scan") as file:  # the one decoder with all limits reads files
-            try:
-                file.write(self.load())
-                file.flush()
-            except (OSError, ValueError) as error:
-                raise ScanError(f"{label} could not be read from its shard or table.") from error
-            return read_scan(file.name, label=label, **reading)
+        try:
+            content = self.load()
+        except (OSError, ValueError) as error:
+            raise ScanError(f"{label} could not be read from its shard or table.") from error
+        try:
+            with _as_file(content) as path:  # the one decoder with all limits reads files
+                return read_scan(path, label=label, **reading)
+        except OSError as error:
+            raise ScanError(f"{label} could not be kept while it is read: memory or disk is full.") from error
+
+
+@contextlib.contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Give bytes a path. On Linux they stay in memory, so that a killed process leaves no scan on a disk."""
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+        with os.fdopen(os.memfd_create("scan"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.NamedTemporaryFile(suffix=".scan") as file:
+        file.write(content)
+        file.flush()
+        yield file.name
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,13 @@ from typing import Any
 from fmclip.contrastive.config import PairsConfig
 from fmclip.contrastive.pairs import ImageBytes, ImageFile, Pair, tidy
 from fmclip.errors import PairError
-from fmclip.scans.shards import TEXTS, iterate_samples, read_facts, read_member
+from fmclip.scans.shards import IMAGES, TEXTS, UnclearSample, image_of, iterate_samples, read_facts, read_member
 
 REPORT_FIELDS = ("findings", "impression", "report", "text")
 """Text of an OpenI study: the first of these that says something (radiology-clip-mini's priority)."""
 VIEWS = ("img_frontal", "img_lateral", "frontal", "lateral", "image", "images")
 STUDY_FIELDS = ("patient_id", "patientid", "subject_id", "uid", "study_id", "id")
 ARTICLE_FIELDS = ("pmcid", "pmc_id", "pmc", "article")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -154,9 +153,7 @@ def _roco_name(row: Mapping[str, Any]) -> str:
 
 
 def _with_suffix(folder: Path, name: str) -> Path:
-    return next(
-        (folder / f"{name}{end}" for end in IMAGE_SUFFIXES if (folder / f"{name}{end}").is_file()), folder / name
-    )
+    return next((folder / f"{name}.{end}" for end in IMAGES if (folder / f"{name}.{end}").is_file()), folder / name)
 
 
 def _openi(config: PairsConfig) -> Iterator[Pair]:
@@ -258,7 +255,7 @@ def _shards(config: PairsConfig) -> Iterator[Pair]:
         split = next((SPLIT_NAMES[word] for word in re.split(r"\W|_", file.stem.lower()) if word in SPLIT_NAMES), "")
         try:
             for sample in iterate_samples(file):
-                image = next((at for suffix, at in sample.members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
+                image = image_of(sample)
                 facts = read_facts(file, sample)
                 text = next((read_member(file, *sample.members[one]) for one in TEXTS if one in sample.members), b"")
                 words = tidy(text.decode("utf-8", "replace"))
@@ -271,3 +268,5 @@ def _shards(config: PairsConfig) -> Iterator[Pair]:
                 yield Pair(f"{shard}/{sample.key}", source, words, patient, split)
         except tarfile.TarError as error:
             raise PairError(f"Shard {shard + 1} is damaged or compressed; shards must be plain .tar files.") from error
+        except UnclearSample as error:
+            raise PairError(f"In shard {shard + 1}, {error}.") from error

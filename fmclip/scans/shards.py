@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,11 +12,23 @@ from typing import Any, BinaryIO
 
 FACTS = ("json",)
 TEXTS = ("txt", "caption")
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "dcm", "nii", "nii.gz")
+"""Suffixes of scans, without the first dot."""
+SIDECARS = {*FACTS, *TEXTS, "cls", "id", "csv", "tsv", "xml", "yaml", "yml", "npy", "npz", "pt", "pth", "pkl", "pickle"}
+"""Suffixes of what lies beside scans and is none."""
+_UID = re.compile(r"((?:[A-Z]{2}\.)?\d+(?:\.\d+)+)(?:\.(\D.*))?")
+"""A name such as DICOM's UIDs, digits and dots behind a modality or none, whose dots are no suffix; then the suffix."""
+
+
+class UnclearSample(Exception):  # noqa: N818  (each caller words it as an error of its own family)
+    """Which member of a sample is meant cannot be told; the text says why, without a name."""
 
 
 @dataclass
 class Sample:
-    """One sample: members that lie next to each other and share a name up to the first dot (WebDataset's rule).
+    """One sample: members that lie next to each other and share a name.
+
+    The name ends at the first dot (WebDataset's rule), or after a UID, whose dots are part of it.
 
     Attributes:
         key: Folder and name, without a suffix.
@@ -37,6 +50,7 @@ def iterate_samples(file: Path, offset: int = 0) -> Iterator[Sample]:
 
     Raises:
         tarfile.TarError: The shard is damaged or compressed.
+        UnclearSample: Two members of a sample have the same name.
         OSError: It cannot be opened.
     """
     with file.open("rb") as stream:
@@ -50,16 +64,49 @@ def iterate_samples(file: Path, offset: int = 0) -> Iterator[Sample]:
                 if not member.isfile():
                     continue
                 folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
+                stem, suffix = _split(base)
                 key = f"{folder}/{stem}"
                 if sample is None or key != sample.key:
                     if sample is not None:
                         yield sample
                     sample = Sample(key, member.offset)
-                sample.members[suffix.lower()] = (member.offset_data, member.size)
+                if suffix in sample.members:
+                    raise UnclearSample(
+                        f"the sample at byte {sample.offset} has two members of one name; give each scan its own"
+                    )
+                sample.members[suffix] = (member.offset_data, member.size)
             _require_end(stream, end)
             if sample is not None:
                 yield sample
+
+
+def _split(base: str) -> tuple[str, str]:
+    """Cut a file name into the sample's name and a lower-case suffix; a UID without one is a DICOM file."""
+    found = _UID.fullmatch(base)
+    if found is not None:
+        return found[1], (found[2] or "dcm").lower()
+    stem, _, suffix = base.partition(".")
+    return stem, suffix.lower()
+
+
+def image_of(sample: Sample) -> tuple[int, int] | None:
+    """Place of the scan among the members of a sample: (offset, size) in bytes; None without one.
+
+    Of `a.png` and `a.mask.png`, the first is the scan. A suffix that is not known counts where no other can be meant:
+    what a file is, its content tells when it is read.
+
+    Raises:
+        UnclearSample: Several members may be meant.
+    """
+    known = [suffix for suffix in sample.members if suffix in IMAGES]
+    dotted = [suffix for suffix in sample.members if suffix.endswith(tuple(f".{image}" for image in IMAGES))]
+    others = [suffix for suffix in sample.members if suffix.rpartition(".")[2] not in SIDECARS]
+    found = known or dotted or others
+    if len(found) > 1:
+        raise UnclearSample(
+            f"the sample at byte {sample.offset} has {len(found)} members that may be its scan; keep one in each sample"
+        )
+    return sample.members[found[0]] if found else None
 
 
 def _require_end(stream: BinaryIO, end: int) -> None:
@@ -91,7 +138,7 @@ def read_facts(file: Path, sample: Sample) -> dict[str, Any]:
         if suffix in sample.members:
             try:
                 content = json.loads(read_member(file, *sample.members[suffix]))
-            except ValueError:
+            except (ValueError, RecursionError):  # no JSON, or nested beyond all reason
                 return {}
             return content if isinstance(content, dict) else {}
     return {}

@@ -29,7 +29,7 @@ def read_tiff(path: Path) -> tuple[np.ndarray, list[str]]:
         Unreadable: If it is too large, cut short, or of a layout that is not read.
         Exception: Whatever the libraries raise for a damaged file.
     """
-    with tifffile.TiffFile(path) as file:
+    with path.open("rb") as stream, tifffile.TiffFile(stream) as file:  # by itself it would resolve links of /proc
         page = file.pages.first
         check_size(page.imagelength, page.imagewidth, stack=max(1, page.imagedepth))
         if _is_wide(page):

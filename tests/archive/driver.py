@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
+from fmclip.archive.cluster import Workers
 from fmclip.archive.manifest import Columns, Source
-from fmclip.archive.run import Workers, score_archive
+from fmclip.archive.run import score_archive
 
 if __name__ == "__main__":
     address, adapter, manifest, out = sys.argv[1:]

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -133,6 +134,55 @@ def test_a_manifest_that_became_shorter_since_is_told(tmp_path):
     write_manifest(manifest, rows(2))
     with pytest.raises(ArchiveError, match="shorter"):
         list(table_of(manifest).read(parts[0]))
+
+
+def test_rows_are_not_taken_from_a_manifest_or_shard_that_changed_since(tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", rows(4))
+    shards(tmp_path)
+    for source, file in ((table_of(manifest), manifest), (Source(tmp_path, Columns()), tmp_path / "b-1.tar")):
+        parts, _ = source.plan(2)
+        list(source.read(parts[-1]))
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+        with pytest.raises(ArchiveError, match="changed since"):
+            list(source.read(parts[-1]))
+    assert len(list(source.read(parts[0]))) == 2, "the rows of the other shard are what they were"
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113.{}.dcm", "1.2.840.113.{}", "CT.1.2.840.{}.dcm"])
+def test_members_that_are_named_by_a_uid_are_samples_of_their_own(tmp_path, name):
+    members = [(name.format(number), draw(tmp_path / "x.png", number).read_bytes()) for number in range(5)]
+    found = entries(Source(write_shard(tmp_path / "a.tar", members), Columns()), 2)
+    assert [entry.facts[KEY_COLUMN] for entry in found] == [member.removesuffix(".dcm") for member, _ in members]
+    assert len({entry.image.read("scan").digest for entry in found}) == 5
+
+
+@pytest.mark.parametrize("sidecar", ["x.mask.png", "x.id", "x.csv", "x.seg.nii.gz", "x.npy"])
+def test_a_sidecar_is_not_scored_in_place_of_the_scan(tmp_path, sidecar):
+    scan, other = (draw(tmp_path / f"{seed}.png", seed) for seed in range(2))
+    write_shard(tmp_path / "a.tar", [(sidecar, other.read_bytes()), ("x.png", scan.read_bytes())])
+    (entry,) = entries(Source(tmp_path / "a.tar", Columns()), 2)
+    assert np.array_equal(entry.image.read("scan").pixels, read_scan(scan).pixels)
+
+
+@pytest.mark.parametrize("names", [("x.png", "x.png"), ("x.png", "x.PNG"), ("x.png", "x.dcm"), ("x.a.png", "x.b.png")])
+def test_a_sample_in_which_several_members_may_be_the_scan_is_refused(tmp_path, names):
+    shard = write_shard(tmp_path / "a.tar", [(f"{SECRET}{name}", b"scan") for name in names])
+    with pytest.raises(ArchiveError, match="sample at byte 0 has") as caught:
+        Source(shard, Columns()).plan(2)
+    assert SECRET not in str(caught.value)
+
+
+def test_facts_that_are_nested_too_deep_or_are_no_text_stop_nothing(tmp_path):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    picture = draw(tmp_path / "0.png", 0).read_bytes()
+    write_shard(tmp_path / "a.tar", [("a.png", picture), ("a.json", deep), ("b.png", picture), ("b.json", b"{}")])
+    assert [set(entry.facts) for entry in entries(Source(tmp_path / "a.tar", Columns()), 2)] == [{KEY_COLUMN}] * 2
+    (tmp_path / "m.jsonl").write_bytes(b'{"path": ' + deep + b"}")
+    with pytest.raises(ArchiveError, match="not readable"):
+        table_of(tmp_path / "m.jsonl").plan(2)
+    (tmp_path / "m.jsonl").write_text('{"path": "a.png", "scanner": "S\\ud800", "id": "\\udc00"}\n')
+    (entry,) = entries(table_of(tmp_path / "m.jsonl"), 2)
+    assert describe(entry, Columns(id="id"))[:3] == (0, "?", "S?")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,17 @@ def test_an_archive_without_dates_has_a_table_only(out):
     assert not (out / "drift.png").exists()
 
 
+def test_an_archive_in_which_no_scan_was_mapped_is_told_in_words(out):
+    for file in (out / SCORES).iterdir():
+        file.unlink()
+    failures = [Failure(Known(row, None, "Alpha", DAY), "is empty") for row in range(3)]
+    write_part(out, 0, "run", [], failures, CALIBRATION, with_ids=False, with_maps=False)
+    result = CliRunner().invoke(app, ["archive-report", str(out)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "No scan of this archive was mapped" in " ".join(result.stderr.split())
+
+
 def test_without_the_extra_it_is_told_how_to_install_it(out, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = CliRunner().invoke(app, ["archive-report", str(out)])

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 import fmclip.archive_cli  # noqa: F401  (adds the command)
 from benchmarks.archive import scoring_processes
+from fmclip.archive.cluster import Workers, count_workers, require_ray
 from fmclip.archive.parts import ATTEMPTS, FAILURES, MAPS, SCORES, UNFINISHED
-from fmclip.archive.run import Progress, Workers, _alone_in, _require_ray, _Worker, score_archive
+from fmclip.archive.run import ADAPTER, Progress, _alone_in, _Worker, score_archive
 from fmclip.archive.scorer import Job, Scorer
 from fmclip.cli import app
 from fmclip.errors import ArchiveError
@@ -42,7 +43,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    ray = _require_ray()
+    ray = require_ray()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, uuid.uuid4().hex)
         yield Cluster(ray)
@@ -142,7 +143,7 @@ def in_process(monkeypatch) -> list[int]:
         return (worker(part._asdict()) for part in parts)
 
     monkeypatch.setattr("fmclip.archive.run._receipts", receipts)
-    monkeypatch.setattr("fmclip.archive.run._cluster", lambda ray, workers: contextlib.nullcontext())
+    monkeypatch.setattr("fmclip.archive.run.connected", lambda ray, workers: contextlib.nullcontext())
     return given
 
 
@@ -160,6 +161,34 @@ def test_a_finished_archive_is_not_scored_again_and_other_settings_are_refused(a
     refused = command(adapter, manifest, *options)
     assert "another run: manifest changed" in " ".join(refused.stderr.split())
     assert in_process == [0, 1]
+
+
+def test_another_folder_device_or_copy_of_the_adapter_is_refused(adapter, manifest, tmp_path, in_process):
+    out = tmp_path / "out"
+    options = (adapter, manifest, "--out", out, "--part-size", 11)
+    command(*options)
+    assert SECRET not in (out / "archive.json").read_text(), "the folder of the scans is not named"
+    for words, changed in {"root": ("--root", tmp_path), "device": ("--gpus", 1)}.items():
+        refused = command(*options, *changed)
+        assert f"another run: {words} changed" in " ".join(refused.stderr.split())
+    (out / ADAPTER).write_bytes(b"another")
+    assert f"{ADAPTER} in the folder is damaged" in " ".join(command(*options).stderr.split())
+    (out / ADAPTER).unlink()
+    assert command(*options).exit_code == 0
+    assert (out / ADAPTER).read_bytes() == adapter.read_bytes()
+    assert in_process == [0, 1]
+
+
+def test_workers_that_there_is_no_room_for_are_refused_and_not_waited_for():
+    machine = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    nodes = [machine, {"Alive": True, "Resources": {"CPU": 4.0}}, {**machine, "Alive": False}]
+    assert count_workers(nodes, Workers()) == 12
+    assert count_workers(nodes, Workers(cpus=3)) == 3
+    assert count_workers(nodes, Workers(gpus=0.5)) == 2
+    assert count_workers(nodes, Workers(count=1, gpus=1)) == 1
+    for asked in (Workers(cpus=12), Workers(gpus=2), Workers(count=2, gpus=1), Workers(count=13)):
+        with pytest.raises(ArchiveError, match="There is room for"):
+            count_workers(nodes, asked)
 
 
 def test_failures_are_tried_again_on_request(adapter, manifest, tmp_path, in_process):

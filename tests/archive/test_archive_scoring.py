@@ -182,6 +182,55 @@ def test_a_scan_that_ends_the_process_becomes_a_failure_after_three_attempts(
     assert not list((out / ATTEMPTS).iterdir())
 
 
+def test_a_disk_that_is_full_is_no_fault_of_the_last_scan(adapter, manifest, out, monkeypatch):
+    job = Job(out, adapter, table_of(manifest), "run")
+    part = job.source.plan(5)[0][0]
+    scorer = Scorer(job)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer.detector, "predict", lambda scans: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            scorer.score(part)  # from now on, scans are begun one by one, with notes
+    with monkeypatch.context() as patch:
+        patch.setattr("fmclip.archive.scorer.write_part", full)
+        for _ in range(4):
+            with pytest.raises(OSError, match="No space"):
+                scorer.score(part)
+    assert scorer.score(part) == (5, 0)
+
+
+def test_a_part_that_is_tried_again_keeps_its_files_until_the_new_ones_are_whole(adapter, manifest, out, monkeypatch):
+    job = Job(out, adapter, table_of(manifest), "run", retry_failures=True)
+    part = job.source.plan(5)[0][BROKEN // 5]
+    assert Scorer(job).score(part) == (4, 1)
+    before = {file: file.read_bytes() for file in out.rglob("*.parquet")}
+    assert len(before) == 3
+    draw(manifest.parent / f"{SECRET}-{BROKEN:03d}.png", 5)
+    with monkeypatch.context() as patch:
+        synced = iter([None])  # the scores are whole, the maps are not
+
+        def fsync(descriptor):
+            if next(synced, "full") == "full":
+                raise OSError(28, "No space left on device")
+
+        patch.setattr("fmclip.archive.parts.os.fsync", fsync)
+        with pytest.raises(OSError, match="No space"):
+            Scorer(job).score(part)
+    assert {file: file.read_bytes() for kind in (SCORES, FAILURES, MAPS) for file in (out / kind).iterdir()} == before
+    for number in range(5, 10):
+        if number != BROKEN:
+            (manifest.parent / f"{SECRET}-{number:03d}.png").rename(manifest.parent / f"{number}.away")
+    assert Scorer(job).score(part) == (4, 1), "fewer scans can be mapped than before: what is there stays"
+    for number in range(5, 10):
+        if number != BROKEN:
+            (manifest.parent / f"{number}.away").rename(manifest.parent / f"{SECRET}-{number:03d}.png")
+    assert Scorer(job).score(part) == (5, 0)
+    assert not list((out / FAILURES).iterdir())
+
+
 def test_a_scan_that_the_memory_is_too_small_for_does_not_take_others_with_it(adapter, manifest, out, monkeypatch):
     job = Job(out, adapter, table_of(manifest), "run")
     scorer = Scorer(job)

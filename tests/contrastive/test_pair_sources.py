@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -9,7 +10,7 @@ from pair_pictures import draw_picture
 from PIL import Image
 
 from fmclip.contrastive.config import PairsConfig
-from fmclip.contrastive.pairs import collect
+from fmclip.contrastive.pairs import ImageBytes, collect
 from fmclip.contrastive.sources import list_pairs
 from fmclip.errors import PairError
 
@@ -129,6 +130,19 @@ def test_shards_are_read_in_place(tmp_path):
     found = collect(pairs)
     assert found.skipped == {"empty text": 1, "image missing": 1}
     assert len({pair.key for pair in pairs}) == 4
+
+
+def test_a_sample_with_two_scans_is_refused(tmp_path):
+    write_shard(tmp_path / "a.tar", [("s.png", encoded(0)), ("s.jpg", encoded(1)), ("s.txt", b"text")])
+    with pytest.raises(PairError, match="In shard 1, the sample at byte 0 has 2 members"):
+        listed(format="webdataset", path=str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="elsewhere, images of shards lie in a temporary file")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_images_of_shards_are_decoded_without_a_file_on_the_disk(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", None)
+    assert ImageBytes(lambda: encoded(0, kind)).read("x").pixels.shape == draw_picture(0).shape
 
 
 def test_a_compressed_shard_is_refused(tmp_path):
