@@ -75,7 +75,7 @@ def test_other_colours_redraw_everything_without_asking_the_tower(reviewing, han
     no_forward_pass(monkeypatch)
     first = handlers.redraw(0.5, 0.5, ME)
     page = reviewing.choose_colours("viridis", ME)
-    for name in ("slider", "legend", "cards", "spot", "maps"):
+    for name in ("legend", "cards", "spot", "maps"):
         assert str(page[name]) != str(first[name]), name
     assert "rgb(68, 1, 84)" in page["legend"]  # viridis begins with dark violet
     again = reviewing.choose_colours("no such map", ME)

@@ -47,9 +47,12 @@ def describe(visitor: Visitor) -> dict[str, Any]:
 
     reason, uses = refusal(visitor, visitor.method), DETECTORS[visitor.method].uses_abnormals
     label = "Abnormal scans (this method needs some)" if uses == "required" else "Abnormal scans (optional)"
+    opened: dict[str, Any] = (
+        {"open": True} if uses == "required" else {}
+    )  # never closed: it may have been opened meanwhile
     return {
         "method_note": html.note(reason, "warning") if reason else "",
-        "abnormal_panel": gr.update(visible=uses != "never", label=label, open=uses == "required"),
+        "abnormal_panel": gr.update(visible=uses != "never", label=label, **opened),
     }
 
 
