@@ -58,6 +58,13 @@ def test_a_chosen_method_is_the_one_that_adapts(handlers, teaching, visitors, ca
     assert visitors.get(ME).session.detector.name == "cosine"
 
 
+def test_the_panel_for_abnormal_scans_opens_by_itself_but_is_never_closed_by_a_method(teaching):
+    assert shown(teaching.choose_method("madclip", ME))["abnormal_panel"]["open"] is True
+    panel = shown(teaching.choose_method("two_layer", ME))["abnormal_panel"]
+    assert panel["visible"] is True
+    assert "open" not in panel
+
+
 def test_a_method_that_needs_abnormal_scans_asks_for_them_and_learns_from_their_masks(
     handlers, teaching, visitors, cache, quick, monkeypatch
 ):
