@@ -163,6 +163,15 @@ class ReferenceMemory:
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 
+    def of_appearance(self) -> ReferenceMemory:
+        """Only the views that give residuals, around the same tensors, for those who ask for nothing else."""
+        rows = [index for index, view in enumerate(self.views) if view.shows_appearance]
+        other = copy.copy(self)
+        other.views = tuple(self.views[row] for row in rows)
+        other.bank, other.whitening = [self.bank[row] for row in rows], [self.whitening[row] for row in rows]
+        other.scale, other.level, other.closest = self.scale[rows], self.level[rows], None
+        return other
+
     def nearest_by_reference(self, features: Sequence[Tensor], row: int, column: int) -> tuple[Tensor, Tensor]:
         """Find the patch of each reference that is nearest to one patch of a scan.
 

@@ -8,15 +8,18 @@ On other devices the same step is called directly, so that tests can tell that b
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fmclip.devices import tf32
 from fmclip.errors import is_out_of_memory
 
 WARM_UP = 3  # steps before the recording, undone afterwards; libraries choose their kernels in them
+_RECORDING = threading.Lock()  # one recording at a time: torch has one stream for them, and TF32 is a switch for all
 log = logging.getLogger("fmclip.detectors")
 
 
@@ -87,8 +90,34 @@ class TrainingStep:
         return total
 
     def _record(self) -> None:
-        """Record the graph; where a tower does something that graphs cannot hold, steps go on without one."""
-        before = self._snapshot()
+        """Record the graph; where a tower does something that graphs cannot hold, steps go on without one.
+
+        Its products in float32 use TF32, which is decided here: a replay runs the kernels that were recorded.
+        """
+        with _RECORDING, tf32(True):
+            self._warm_up()
+            graph: Any = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            everyone = [*self._generators, _default_generator(self._device)]  # which each recording takes along
+            kept = [generator.clone_state() for generator in everyone]
+            try:
+                # other visitors' queries may run meanwhile in other threads
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    self._loss = self._run(self._rows)
+            except RuntimeError as error:
+                _set_states(everyone, kept)  # a recording that breaks off leaves generators that refuse to draw
+                self._optimiser.zero_grad(set_to_none=True)
+                if is_out_of_memory(error):
+                    raise
+                log.warning("this step cannot be recorded as a CUDA graph (%s); it runs without", type(error).__name__)
+                self._records = False
+                return
+        self._graph = graph
+
+    def _warm_up(self) -> None:
+        """Take some steps on a stream of their own, as a recording does, and undo them, their draws too."""
+        before, draws = self._snapshot(), [generator.clone_state() for generator in self._generators]
         stream: Any = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
@@ -98,21 +127,8 @@ class TrainingStep:
         finally:
             torch.cuda.current_stream(self._device).wait_stream(stream)
             self._restore(before)
+            _set_states(self._generators, draws)
         self._optimiser.zero_grad(set_to_none=True)
-        graph: Any = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
-        try:
-            # other visitors' queries may run meanwhile in other threads
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = self._run(self._rows)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            log.warning("this step cannot be recorded as a CUDA graph (%s); it runs without", type(error).__name__)
-            self._records = False
-            return
-        self._graph = graph
 
     def _snapshot(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
@@ -130,3 +146,13 @@ class TrainingStep:
             weight.copy_(value)
             for name, moment in self._optimiser.state.get(weight, {}).items():
                 moment.copy_(moments[name]) if name in moments else moment.zero_()
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[torch.Generator]) -> None:
+    """Put states from `clone_state` in the generators' place; `set_state` would go on with the former object."""
+    for generator, state in zip(generators, states, strict=True):
+        generator.graphsafe_set_state(state)

@@ -17,6 +17,7 @@ from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import BATCH, batched_features
 from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
+from fmclip.detectors.pool_features import PoolFeatures
 from fmclip.detectors.step import TrainingStep, adamw
 from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
 from fmclip.detectors.synthetic import synthesise_scans
@@ -134,7 +135,8 @@ def train_stage3(
     """Train everything end to end (section 3.3.3) and return the tower with its LoRA merged.
 
     The tower computes in bfloat16 where its device prefers that; what is trained, the memory and the losses are
-    float32. The backward pass ends at the first block with LoRA, since nothing before it needs a gradient.
+    float32. The backward pass ends at the first block with LoRA, since nothing before it needs a gradient, and the
+    blocks before that are run once for each picture of the pool, unless memory is short.
     """
     adapted = tower.with_lora(
         config.lora_rank, config.lora_alpha, config.lora_dropout, generator=generator, depth=config.lora_depth
@@ -154,21 +156,22 @@ def train_stage3(
     noise = _dropout_generator(generator, tower.device)
     pictures, masks, sources = (one.to(tower.device) for one in (pool.pixels, pool.masks, pool.sources))
     memory: ReferenceMemory | None = None
-    levels = levels_needed(network.views)
+    keeps = acceleration.parts == 1 and not is_checkpointed
+    read = PoolFeatures(adapted, pictures, levels_needed(network.views), keeps=keeps)
 
     def loss(rows: Tensor) -> Tensor:
         assert memory is not None, "the references come first"
-        adapted.train_lora(None if is_checkpointed else noise)
-        features = network.refine(adapted.features(pictures[rows], levels), noise)
+        read.tower.train_lora(None if is_checkpointed else noise)
+        features = network.refine(read(rows), noise)
         _, residuals = memory.compare(features, sources[rows], residuals=True)
-        adapted.train_lora(None)
+        read.tower.train_lora(None)
         return _loss(network(features, residuals, network.prompts(tower)), masks[rows], config)
 
     step = TrainingStep(
         loss,
         optimiser,
         tower.device,
-        is_static=acceleration.static_steps,
+        is_static=acceleration.static_steps and not is_checkpointed,  # looks at the host's generators, unlike a graph
         parts=acceleration.parts,
         generators=[noise],
     )
@@ -177,6 +180,7 @@ def train_stage3(
             memory = _memory_now(network, adapted, pixels, content, config)
         elif course.step % MEMORY_REFRESH == 0:
             memory.renew(_memory_now(network, adapted, pixels, content, config))
+        read.prepare(batch)
         course.took(step(batch))
     if is_checkpointed:
         adapted.set_checkpointing(False)
@@ -290,7 +294,7 @@ def _memory_now(
 def _pool_reads(
     network: FusionNetwork, tower: Tower, memory: ReferenceMemory, pool: Pool, on_event: OnEvent
 ) -> list[Tensor]:
-    parts = []
+    parts, memory = [], memory.of_appearance()
     for start in range(0, len(pool.scans), BATCH):
         features = tower.features(pool.pixels[start : start + BATCH].to(tower.device), levels_needed(network.views))
         own = pool.sources[start : start + BATCH].to(tower.device)

@@ -72,6 +72,9 @@ def add_lora(
 class SeededDropout(nn.Module):
     """Dropout that draws from a given generator, so that a seed decides the training whatever else runs beside it.
 
+    The inputs are as large as the activations of the tower, and it is memory that they cost: under autocast they are
+    rounded before, as the layer behind would do, and a GPU draws one byte for each instead of a float to compare.
+
     Args:
         probability: Of dropping a number.
 
@@ -88,10 +91,16 @@ class SeededDropout(nn.Module):
         """Any shape -> the same shape."""
         if self.generator is None or self.probability == 0:
             return x
-        keep = (
-            torch.rand(x.shape, generator=self.generator, device=self.generator.device).to(x.device) >= self.probability
-        )
-        return x * keep / (1 - self.probability)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return x * self._drawn(x, self.generator) / (1 - self.probability)
+
+    def _drawn(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What is kept, of the shape of `x`."""
+        if generator.device.type == "cpu":
+            return (torch.rand(x.shape, generator=generator) >= self.probability).to(x.device)
+        keep = torch.empty(x.shape, dtype=torch.bool, device=generator.device)
+        return keep.bernoulli_(1 - self.probability, generator=generator)
 
 
 def lora_tensors(visual: nn.Module) -> dict[str, nn.Parameter]:

@@ -127,7 +127,12 @@ def default_levels(kind: str, levels: list[Level]) -> tuple[Level, ...]:
 
 
 def adaptable_layers(visual: nn.Module, indices: list[int], image_size: int) -> list[list[str]]:
-    """Find the layers that LoRA can reach: linears and 1x1 convolutions that features really run through.
+    """Find the layers that LoRA can reach, one list a block, see `blocks_in_order`."""
+    return list(blocks_in_order(visual, indices, image_size).values())
+
+
+def blocks_in_order(visual: nn.Module, indices: list[int], image_size: int) -> dict[str, list[str]]:
+    """Find the blocks and their layers that LoRA can reach: linears and 1x1 convolutions that features run through.
 
     Layers are found by running the tower on shapes: a layer that is skipped, or whose weights are used without calling
     it, would get no gradient and is left out.
@@ -138,7 +143,7 @@ def adaptable_layers(visual: nn.Module, indices: list[int], image_size: int) -> 
         image_size: Side S of the input in pixels.
 
     Returns:
-        Names of the layers, one list a block, in the order in which the blocks run.
+        Names of the layers by the name of their block, in the order in which the blocks run.
     """
     blocks: dict[str, list[str]] = {}
 
@@ -152,7 +157,7 @@ def adaptable_layers(visual: nn.Module, indices: list[int], image_size: int) -> 
         if is_adaptable(module) and block_name(name):
             module.register_forward_pre_hook(lambda _module, _args, name=name: note(name))
     run_shapes(Features(probe, indices), image_size)
-    return list(blocks.values())
+    return blocks
 
 
 def is_adaptable(module: nn.Module) -> bool:
