@@ -4,35 +4,38 @@
     python -m benchmarks.gpu --preset fast --batch 32          # another preset; larger batches, as many scans
     python -m benchmarks.gpu --tower tiny --device cpu --preset fast    # a dry run anywhere
 
-Timing does not depend on weights, nor on what the scans show. Medians of `--repeats` after one warm-up. The roofline
-column divides what a phase computes (FLOPs by `torch.utils.flop_counter`, counted in a run of their own) by its time
-and by the device's own peak for bfloat16 matrix products, measured here; for phases that move memory rather than
-compute, bytes by the measured copy peak. Without a GPU the table is written with "not measured".
+Timing does not depend on weights, nor on what the scans show. Medians of `--repeats` after one warm-up; loading is
+timed once. Memory is what torch took from the device, graphs included. The roofline column divides what a phase
+computes (`benchmarks.roofline`, every step counted in a run of its own) by its time and by the device's own peak for
+bfloat16 matrix products, measured here; for phases that move memory rather than compute, bytes by the measured copy
+peak. Without a GPU the table is written with "not measured".
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cpu import simulated_scans
+from benchmarks.roofline import Peaks, count_flops
 from fmclip.acceleration import Acceleration
 from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, StageStarted
 from fmclip.detectors.base import BATCH, batched_features, to_pixels
 from fmclip.detectors.events import ignore
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.training import synthesise, train_stage2, train_stage3
+from fmclip.devices import tf32
 from fmclip.errors import Stopped
 from fmclip.evaluation import environment
 from fmclip.memory import ReferenceMemory
@@ -56,25 +59,29 @@ PHASES = (
     "stage 2",
     "stage 3",
     "stages 2 and 3",
+    "adapting, all of it",
     "merge",
     "query, single",
     "query, batched",
 )
 QUERIES = 32
-COPY_BYTES, MATMUL_SIDE = 2**28, 4096
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write JSON and a table."""
     options = _options(arguments)
-    is_there = options.device != "cuda" or torch.cuda.is_available()
+    device = torch.device(options.device)
+    is_there = device.type != "cuda" or torch.cuda.is_available()
+    exact = tf32(False) if options.plain else contextlib.nullcontext()
+    with exact:
+        results = _Bench(options).run() if is_there else dict.fromkeys([*PHASES, "peak memory"], NOT_MEASURED)
     content: dict[str, Any] = {
-        "results": _Bench(options).run() if is_there else dict.fromkeys([*PHASES, "peak memory"], NOT_MEASURED),
+        "results": results,
         "goals": GOALS,
         "settings": {
             name: getattr(options, name) for name in ("tower", "preset", "k", "batch", "plain", "repeats", "epochs")
         },
-        "environment": environment() | {"device": _device_name(options.device) if is_there else NOT_MEASURED},
+        "environment": environment() | {"device": _device_name(device) if is_there else NOT_MEASURED},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "gpu.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -104,13 +111,15 @@ class _Bench:
         self.options = options
         self.device = torch.device(options.device)
         overrides: dict[str, Any] = {"scan_type": "brain MRI", "batch_size": options.batch}
-        if options.epochs:
-            overrides |= {"stage2_epochs": options.epochs, "pool_size": options.batch}
         self.config = FusionMedCLIPConfig.preset(options.preset, **overrides)
+        if options.epochs:
+            stage3 = options.epochs if self.config.stage3_epochs else 0
+            cut = {"stage2_epochs": options.epochs, "stage3_epochs": stage3, "pool_size": options.batch}
+            self.config = replace(self.config, **cut)
         self.how = Acceleration() if options.plain else Acceleration.of(self.device)
         self.normals = simulated_scans(options.k, seed=0)
         self.queries = simulated_scans(QUERIES, seed=1)
-        self.matmul_peak, self.copy_peak = _peaks(self.device)
+        self.peaks = Peaks.of(self.device, self._wait)
 
     def run(self) -> dict[str, Any]:
         """Measure every phase."""
@@ -120,11 +129,23 @@ class _Bench:
         tower = loaded.with_bf16(False) if self.options.plain else loaded
         self._wait()
         results["load"] = {"seconds": time.perf_counter() - started}
-        self._forget_peak()
-
-        detector = self._detector(tower)
-        pixels, content, _ = to_pixels(self.normals, tower)
         results["first heatmap"] = self._phase(lambda: self._first_heatmap(tower))
+        results |= self._stages(tower)
+        adapted = tower.with_lora(self.config.lora_rank, generator=torch.Generator())
+        results["merge"] = self._phase(adapted.merged)
+        detector = self._detector(tower)
+        results["adapting, all of it"] = self._phase(lambda: detector.fit(self.normals))
+        results["query, single"] = self._phase(lambda: detector.predict(self.queries[:1]))
+        batched = self._phase(lambda: detector.predict(self.queries), flops=self._forward_flops(tower, QUERIES))
+        results["query, batched"] = batched | {"seconds": batched["seconds"] / QUERIES, "scans": QUERIES}
+        results["peak memory"] = results["adapting, all of it"].get("peak_bytes", NOT_MEASURED)
+        results["peaks of the device"] = asdict(self.peaks)
+        return results
+
+    def _stages(self, tower: Tower) -> dict[str, Any]:
+        """Synthesis and both stages, each by itself."""
+        results: dict[str, Any] = {}
+        pixels, content, _ = to_pixels(self.normals, tower)
         pool = self._pool(tower, pixels, content)
         results["synthesis"] = self._phase(
             lambda: self._pool(tower, pixels, content), moved=2 * pool.pixels.numel() * pool.pixels.element_size()
@@ -139,29 +160,16 @@ class _Bench:
             networks[:] = [FusionNetwork(tower, memory.views, self.config, generator)]
             train_stage2(networks[0], tower, memory, pool, self.config, generator, ignore, None, self.how)
 
-        results["stage 2"] = self._phase(stage2, flops=self._training_flops(stage2, "stage2_epochs"))
-        if self.config.stage3_epochs and self.options.epochs:
-            self.config = replace(self.config, stage3_epochs=self.options.epochs)
-
         def stage3() -> None:
             generator = torch.Generator().manual_seed(2)
             network = networks[0].with_block_adapters(tower, self.config, generator)
             train_stage3(network, tower, pixels, content, pool, self.config, generator, ignore, None, self.how)
 
+        results["stage 2"] = self._phase(stage2, flops=self._training_flops(stage2))
         if self.config.stage3_epochs:
-            results["stage 3"] = self._phase(stage3, flops=self._training_flops(stage3, "stage3_epochs"))
+            results["stage 3"] = self._phase(stage3, flops=self._training_flops(stage3))
         parts = [results[name]["seconds"] for name in ("stage 2", "stage 3") if name in results]
-        results["stages 2 and 3"] = {"seconds": sum(parts)}
-        adapted = tower.with_lora(self.config.lora_rank, generator=torch.Generator())
-        results["merge"] = self._phase(adapted.merged)
-        detector.fit(self.normals, on_event=_until_ready)
-        results["query, single"] = self._phase(lambda: detector.predict(self.queries[:1]))
-        batched = self._phase(lambda: detector.predict(self.queries), flops=self._forward_flops(tower, QUERIES))
-        results["query, batched"] = batched | {"seconds": batched["seconds"] / QUERIES, "scans": QUERIES}
-        peaks = [result.get("peak_bytes") or 0 for result in results.values()]
-        results["peak memory"] = max(peaks) or NOT_MEASURED
-        results["peaks of the device"] = {"bf16_flops": self.matmul_peak, "copy_bytes": self.copy_peak}
-        return results
+        return results | {"stages 2 and 3": {"seconds": sum(parts)}}
 
     def _detector(self, tower: Tower) -> FusionMedCLIP:
         detector = FusionMedCLIP(tower, self.config)
@@ -181,7 +189,10 @@ class _Bench:
         """Time a call: median after one warm-up, peak memory, and its share of what the device can do."""
         call()
         self._wait()
-        self._forget_peak()
+        if _is_gpu(self.device):
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
         times = []
         for _ in range(self.options.repeats):
             started = time.perf_counter()
@@ -190,40 +201,32 @@ class _Bench:
             times.append(time.perf_counter() - started)
         seconds = statistics.median(times)
         result: dict[str, Any] = {"seconds": seconds, "all": times}
-        if self.device.type == "cuda":
-            result["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        if _is_gpu(self.device):
+            result["peak_bytes"] = torch.cuda.max_memory_reserved(self.device)  # recorded graphs hold theirs
+            result["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(self.device)
         if flops:
-            result |= {"flops_per_second": flops / seconds, "share": flops / seconds / self.matmul_peak}
+            result |= {"flops": flops, "flops_per_second": flops / seconds}
+            result["share"] = flops / seconds / self.peaks.bf16_flops
         if moved:
-            result |= {"bytes_per_second": moved / seconds, "share": moved / seconds / self.copy_peak}
+            result |= {"bytes_per_second": moved / seconds, "share": moved / seconds / self.peaks.copy_bytes}
         return result
 
-    def _training_flops(self, call: Callable[[], None], epochs: str) -> float:
-        """FLOPs of a stage, from plain runs of one and of two epochs: a graph hides its operations."""
-        kept, how = self.config, self.how
-        self.how = Acceleration(on_device=how.on_device)
-        counts = []
-        for number in (1, 2):
-            self.config = replace(kept, **{epochs: number})
-            with _counted() as counter:
-                call()
-            counts.append(counter.get_total_flops())
-        self.config, self.how = kept, how
-        return counts[0] + (getattr(kept, epochs) - 1) * (counts[1] - counts[0])
+    def _training_flops(self, call: Callable[[], None]) -> float:
+        """FLOPs of a stage, step by step: a graph hides its operations."""
+        how, self.how = self.how, replace(self.how, static_steps=False)
+        try:
+            return count_flops(call)
+        finally:
+            self.how = how
 
     def _forward_flops(self, tower: Tower, scans: int) -> float:
         pixels = to_pixels(self.queries[:BATCH], tower)[0]
-        with _counted() as counter, torch.no_grad():
-            tower.features(pixels)
-        return counter.get_total_flops() / BATCH * scans
+        with torch.no_grad():
+            return count_flops(lambda: tower.features(pixels)) / BATCH * scans
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
+        if _is_gpu(self.device):
             torch.cuda.synchronize(self.device)
-
-    def _forget_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def _until_ready(event: Any) -> None:
@@ -232,35 +235,12 @@ def _until_ready(event: Any) -> None:
         raise Stopped
 
 
-@contextmanager
-def _counted() -> Iterator[FlopCounterMode]:
-    with FlopCounterMode(display=False) as counter:
-        yield counter
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
-def _peaks(device: torch.device) -> tuple[float, float]:
-    """What the device reaches: FLOP/s of a large bfloat16 product, and bytes/s read and written by a copy."""
-    side, size = (MATMUL_SIDE, COPY_BYTES) if device.type == "cuda" else (256, 2**22)
-    one = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    flops = 2 * side**3 / _best_seconds(lambda: one @ one, device)
-    return flops, 2 * size / _best_seconds(lambda: target.copy_(source), device)
-
-
-def _best_seconds(call: Callable[[], Any], device: torch.device, times: int = 20) -> float:
-    best = float("inf")
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else device
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if _is_gpu(device) else str(device)
 
 
 def _table(content: dict[str, Any]) -> str:
@@ -284,7 +264,8 @@ def _table(content: dict[str, Any]) -> str:
             lines.append(f"| {name} | {NOT_MEASURED} | {goal} | {NOT_MEASURED} | {NOT_MEASURED} |")
             continue
         memory = f"{result['peak_bytes'] / 1e9:.1f} GB" if "peak_bytes" in result else ""
-        lines.append(f"| {name} | {_shown(result['seconds'])} | {goal} | {memory} | {_share(result)} |")
+        once = " (once)" if name == "load" else ""
+        lines.append(f"| {name} | {_shown(result['seconds'])}{once} | {goal} | {memory} | {_share(result)} |")
     peak = results["peak memory"]
     shown = peak if isinstance(peak, str) else f"{peak / 1e9:.1f} GB"
     lines.append(f"| peak memory | | {GOALS['peak memory']} | {shown} | |")

@@ -12,9 +12,9 @@ from fmclip.towers.prefix import cut_tower
 class PoolFeatures:
     """Features of pictures that are seen again and again.
 
-    The pool is drawn from in shuffled passes, so that each picture comes back in every pass; dropout and LoRA act behind
-    the frozen blocks alone. Nothing is computed before it is needed. What is kept stays in place, where a recorded step
-    reads it.
+    The pool is drawn from in shuffled passes, so that each picture comes back in every pass; LoRA and its dropout act
+    behind the frozen blocks alone. Nothing is computed before it is needed. What is kept stays in place, where a
+    recorded step reads it.
 
     Args:
         adapted: Tower with LoRA.

@@ -30,6 +30,11 @@ def adamw(groups: list[dict[str, Any]], weight_decay: float, device: torch.devic
     return torch.optim.AdamW(groups, weight_decay=weight_decay)
 
 
+def records_graphs(device: torch.device) -> bool:
+    """Whether a device can record its work and replay it."""
+    return device.type == "cuda"
+
+
 class TrainingStep:
     """Forward, backward and update for a batch of rows of the pool.
 
@@ -54,9 +59,9 @@ class TrainingStep:
     ) -> None:
         self._compute, self._optimiser, self._device = loss, optimiser, device
         self._parts, self._is_static = parts, is_static
-        self._generators = [one for one in generators if one.device.type == "cuda"]
+        self._generators = list(generators)
         self._rows = torch.empty(0, dtype=torch.long, device=device)
-        self._records = is_static and device.type == "cuda"
+        self._records = is_static and records_graphs(device)
         self._graph: Any = None
         self._loss = torch.zeros((), device=device)
 

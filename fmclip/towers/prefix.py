@@ -1,4 +1,4 @@
-"""The frozen blocks in front of the first one with LoRA: what they make of a picture never changes while LoRA is trained.
+"""The frozen blocks in front of the first one with LoRA: training LoRA does not change what they make of a picture.
 
 Two copies of the tower's structure around the very same tensors share the work: one ends behind the last frozen block,
 in the other the frozen blocks hand on what is given instead of computing it.

@@ -1,6 +1,5 @@
 """What makes training fast on a GPU gives, where it can be run without one, what the plain way gives."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -235,42 +234,3 @@ def test_other_errors_are_not_taken_for_a_shortage(monkeypatch):
     monkeypatch.setattr(module, "train_stage3", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         fitted(Acceleration())
-
-
-class FakeGraph:
-    """Records nothing: what a graph does is done by calling the step again."""
-
-    refuses = False
-
-    def register_generator_state(self, generator) -> None:
-        raise AssertionError("no generator draws on a GPU here")
-
-
-def test_recording_undoes_its_warm_up_and_a_refusal_goes_on_without(monkeypatch, caplog):
-    """As far as a machine without a GPU can tell: the calls that lead to the recording."""
-    import contextlib
-    import types
-
-    stream = types.SimpleNamespace(wait_stream=lambda other: None)
-
-    @contextlib.contextmanager
-    def refuse(graph, capture_error_mode):
-        raise RuntimeError("operation not permitted when stream is capturing")
-        yield
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda one: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
-
-    def losses(records: bool) -> list[float]:
-        weight = torch.nn.Parameter(torch.ones(3))
-        optimiser = adamw([{"params": [weight], "lr": 0.1}], 0.01, weight.device)
-        step = TrainingStep(lambda rows: (weight * rows[0]).square().sum(), optimiser, weight.device, is_static=True)
-        step._records = records
-        return [float(step(torch.tensor([number]))) for number in (1, 2, 3)]
-
-    with caplog.at_level(logging.WARNING):
-        assert losses(True) == losses(False)
-    assert "runs without" in caplog.text
