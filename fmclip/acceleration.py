@@ -1,4 +1,4 @@
-"""How a training uses its device: nothing here changes what is learned, but for rounding and for dropout's draws."""
+"""How a training uses its device: nothing here changes what is learned, but for rounding, draws and `keeps_axes`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class Acceleration:
         on_device: Synthetic anomalies are painted on the device, many at a time.
         static_steps: A training step works on buffers that stay where they are, so that a GPU can record it once as a
             graph and replay it; elsewhere the same step is called directly.
+        keeps_axes: In stage 3, later looks at the references tell residuals apart along the principal axes of the first
+            look instead of new ones each time: a GPU takes longer for an eigendecomposition than for many steps. All
+            distances are the same.
         parts: Parts in which a batch goes through the tower, one after the other; the step is that of the whole batch.
         checkpointing: Activations of the image tower are computed again in the backward pass instead of being kept;
             LoRA's dropout is off then, since it would be drawn anew.
@@ -24,14 +27,15 @@ class Acceleration:
 
     on_device: bool = False
     static_steps: bool = False
+    keeps_axes: bool = False
     parts: int = 1
     checkpointing: bool = False
 
     @classmethod
     def of(cls, device: torch.device) -> Acceleration:
-        """What suits a device: painting and static steps on a GPU, nothing elsewhere."""
+        """What suits a device: all that saves time on a GPU, nothing elsewhere."""
         is_gpu = device.type == "cuda"
-        return cls(on_device=is_gpu, static_steps=is_gpu)
+        return cls(on_device=is_gpu, static_steps=is_gpu, keeps_axes=is_gpu)
 
     def smaller(self, batch_size: int) -> Acceleration | None:
         """The same with less memory: batches in twice as many parts, then checkpointing; None if that is all done."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fmclip.search import Search, greedy_coreset, nearest
 from fmclip.views import View, view_features, weigh
+from fmclip.whitening import principal_whitening, triangular_whitening
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
 MAX_REGIONS = 64  # that may join after learning
@@ -84,6 +85,7 @@ class ReferenceMemory:
         coreset: float = 1.0,
         search: Search | None = None,
         generator: torch.Generator | None = None,
+        axes: Sequence[Tensor | None] | None = None,
     ) -> ReferenceMemory:
         """Learn from the features of k reference scans and, where there are some, of a varied copies of each.
 
@@ -97,6 +99,8 @@ class ReferenceMemory:
             coreset: Share of the patches that is kept (`search.greedy_coreset`).
             search: How far a patch is from the bank.
             generator: Draws the coreset.
+            axes: As `axes` of a memory gives them: along these residuals are told apart instead of along new ones. No
+                distance depends on it, and it saves a GPU decompositions that it is slow at.
 
         Returns:
             The memory; k must be at least 2, so that each scan has another to be compared with.
@@ -109,7 +113,12 @@ class ReferenceMemory:
         picture, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
         owner = picture % k  # [N]
         closest = [nearest(one, one, owner, owner) for one in bank]  # [N]
-        whitening = [_whitening(one - one[rows], shrinkage) for one, rows in zip(bank, closest, strict=True)]
+        whitening = [
+            triangular_whitening(one - one[rows], shrinkage, along)
+            if along is not None or not view.shows_appearance  # whose residuals nobody reads
+            else principal_whitening(one - one[rows], shrinkage)
+            for view, one, rows, along in zip(views, bank, closest, axes or [None] * len(views), strict=True)
+        ]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
         ones = torch.ones(len(views), device=bank[0].device)
         kept = torch.arange(len(owner), device=owner.device)
@@ -163,15 +172,6 @@ class ReferenceMemory:
                 differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
         return torch.stack(distances, dim=1), differences
 
-    def of_appearance(self) -> ReferenceMemory:
-        """Only the views that give residuals, around the same tensors, for those who ask for nothing else."""
-        rows = [index for index, view in enumerate(self.views) if view.shows_appearance]
-        other = copy.copy(self)
-        other.views = tuple(self.views[row] for row in rows)
-        other.bank, other.whitening = [self.bank[row] for row in rows], [self.whitening[row] for row in rows]
-        other.scale, other.level, other.closest = self.scale[rows], self.level[rows], None
-        return other
-
     def nearest_by_reference(self, features: Sequence[Tensor], row: int, column: int) -> tuple[Tensor, Tensor]:
         """Find the patch of each reference that is nearest to one patch of a scan.
 
@@ -194,6 +194,15 @@ class ReferenceMemory:
             distances.append(closest)
             places.append(self.place[rows].clamp_max(look[0, 0].numel() - 1))  # from a file it may be any number
         return torch.stack(distances), torch.stack(places)
+
+    @property
+    def axes(self) -> list[Tensor | None]:
+        """The principal axes of each view that shows appearance, orthonormal columns [C_v, C_v], of a memory that was
+        learned without `axes`; None for the others."""
+        return [
+            white / white.norm(dim=0) if view.shows_appearance else None
+            for view, white in zip(self.views, self.whitening, strict=True)
+        ]
 
     @property
     def regions(self) -> int:
@@ -240,7 +249,7 @@ class ReferenceMemory:
 
         `compare(own=...)` leaves out the scan's patches only: the whitening was learned from its residuals too and
         shrinks them, so that a new normal scan would score higher than any reference. Learning again without a scan
-        costs one search for the patches whose nearest neighbour lay in it, and one eigendecomposition.
+        costs one search for the patches whose nearest neighbour lay in it, and one factor of a covariance.
 
         Args:
             features: One [n, C_j, H_j, W_j] for each level, those that were learned from.
@@ -268,7 +277,7 @@ class ReferenceMemory:
                 rest, others = owner != scan, closest.clone()
                 lost = rest & (owner[closest] == scan)  # their nearest neighbour is gone
                 others[lost] = rest.nonzero()[:, 0][nearest(patches[lost], patches[rest], owner[rest], owner[lost])]
-                white = _whitening((patches - patches[others])[rest], shrinkage)
+                white = triangular_whitening((patches - patches[others])[rest], shrinkage)
                 query, bank = (
                     every[scan * h * w : (scan + 1) * h * w] @ white,
                     patches[self.kept[self.owner != scan]] @ white,
@@ -354,12 +363,3 @@ def grid_of(maps: Tensor) -> tuple[int, int]:
 
 def _patches(look: Tensor) -> Tensor:
     return look.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [B * h * w, C]
-
-
-def _whitening(residual: Tensor, shrinkage: float) -> Tensor:
-    """Leave-one-out residuals [N, C] -> [C, C] that makes them white (PCA basis)."""
-    covariance = residual.T @ residual / residual.shape[0]  # [C, C]
-    variance = covariance.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(covariance.shape[0], device=residual.device)
-    values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * variance * eye)
-    return vectors * values.clamp_min(1e-8 * variance).rsqrt()

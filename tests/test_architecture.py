@@ -6,7 +6,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
-    {"acceleration", "scans", "colours", "devices", "losses", "background", "pace", "search", "prediction_interval"},
+    {
+        "acceleration",
+        "scans",
+        "colours",
+        "devices",
+        "losses",
+        "background",
+        "pace",
+        "search",
+        "whitening",
+        "prediction_interval",
+    },
     {"progress"},
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},

@@ -156,3 +156,27 @@ def test_leave_one_out_equals_learning_again_without_the_scan(memory):
         again.scale = memory.scale
         expected, _ = again.compare([level[[scan]] for level in references])
         torch.testing.assert_close(honest[[scan]], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_axes_that_are_kept_change_no_distance_and_keep_what_a_channel_means(memory):
+    content, moved = torch.ones(4, 32, 32, dtype=torch.bool), [level * 1.05 + 0.02 for level in levels(4, seed=0)]
+    anew = ReferenceMemory.learn(moved, content, VIEWS)
+    kept = ReferenceMemory.learn(moved, content, VIEWS, axes=memory.axes)
+    query = levels(2, seed=1)
+    expected, _ = anew.compare(query)
+    found, residuals = kept.compare(query, residuals=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    _, before = memory.compare(query, residuals=True)
+    for one, other in zip(residuals, before, strict=True):
+        pairs = torch.stack([one.movedim(1, 0).flatten(1), other.movedim(1, 0).flatten(1)])  # [2, C, n]
+        correlations = [float(torch.corrcoef(pair)[0, 1]) for pair in pairs.movedim(1, 0)]
+        assert sorted(correlations)[1] > 0.95  # a direction has one channel with nothing in it, since it is centred
+
+
+def test_without_shrinkage_a_flat_channel_is_no_obstacle():
+    references = levels(4)
+    references[1][:, 0] = 0.0
+    views = (View(1, "energy"), View(1, "mirror"))
+    memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views, 0.0)
+    distances, _ = memory.compare([level[:1] for level in references])
+    assert distances.isfinite().all()

@@ -156,6 +156,7 @@ def train_stage3(
     noise = _dropout_generator(generator, tower.device)
     pictures, masks, sources = (one.to(tower.device) for one in (pool.pixels, pool.masks, pool.sources))
     memory: ReferenceMemory | None = None
+    axes: list[Tensor | None] | None = None
     keeps = acceleration.parts == 1 and not is_checkpointed
     read = PoolFeatures(adapted, pictures, levels_needed(network.views), keeps=keeps)
 
@@ -178,8 +179,9 @@ def train_stage3(
     for batch in course.batches(config.batch_size):
         if memory is None:
             memory = _memory_now(network, adapted, pixels, content, config)
+            axes = memory.axes if acceleration.keeps_axes else None
         elif course.step % MEMORY_REFRESH == 0:
-            memory.renew(_memory_now(network, adapted, pixels, content, config))
+            memory.renew(_memory_now(network, adapted, pixels, content, config, axes))
         read.prepare(batch)
         course.took(step(batch))
     if is_checkpointed:
@@ -284,17 +286,22 @@ def _kept(value: Any) -> Any:
 
 @torch.no_grad()
 def _memory_now(
-    network: FusionNetwork, tower: Tower, pixels: Tensor, content: Tensor, config: FusionMedCLIPConfig
+    network: FusionNetwork,
+    tower: Tower,
+    pixels: Tensor,
+    content: Tensor,
+    config: FusionMedCLIPConfig,
+    axes: Sequence[Tensor | None] | None = None,
 ) -> ReferenceMemory:
     features = network.refine(batched_features(tower, pixels, levels_needed(network.views)))
-    return ReferenceMemory.learn(features, content, network.views, config.shrinkage)
+    return ReferenceMemory.learn(features, content, network.views, config.shrinkage, axes=axes)
 
 
 @torch.no_grad()
 def _pool_reads(
     network: FusionNetwork, tower: Tower, memory: ReferenceMemory, pool: Pool, on_event: OnEvent
 ) -> list[Tensor]:
-    parts, memory = [], memory.of_appearance()
+    parts = []
     for start in range(0, len(pool.scans), BATCH):
         features = tower.features(pool.pixels[start : start + BATCH].to(tower.device), levels_needed(network.views))
         own = pool.sources[start : start + BATCH].to(tower.device)

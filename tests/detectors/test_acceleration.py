@@ -1,17 +1,19 @@
 """What makes training fast on a GPU gives, where it can be run without one, what the plain way gives."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from detector_scans import normal_scan
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmclip.acceleration import Acceleration
-from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, Notice, PatchMemory, Ready, Step
+from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, Notice, PatchMemory, Ready, Step, training
 from fmclip.detectors import fusionmedclip as module
 from fmclip.detectors.step import TrainingStep, adamw
-from fmclip.detectors.training import STAGE3, SYNTHESIS, count_steps
+from fmclip.detectors.training import STAGE2, STAGE3, SYNTHESIS, count_steps
 from fmclip.errors import Stopped
 from fmclip.towers import get_tower
 
@@ -104,6 +106,72 @@ def test_the_backward_pass_ends_at_the_first_block_with_lora():
     assert [level.requires_grad for level in levels] == [False, False, True, True]
 
 
+class TF32(TorchDispatchMode):
+    """Products of float32 numbers as a GPU makes them with TF32: 10 bits behind the point go in, float32 comes out."""
+
+    rounded = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"):
+            args = torch.utils._pytree.tree_map_only(torch.Tensor, self._round, args)
+        return func(*args, **(kwargs or {}))
+
+    def _round(self, value):
+        if value.dtype != torch.float32:
+            return value
+        self.rounded += 1
+        return ((value.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_steps_with_tf32_teach_the_same_within_the_bound(monkeypatch):
+    plain, run, mode = fitted(Acceleration(), WITHOUT_DROPOUT), TrainingStep._run, TF32()
+
+    def rounding(self, rows):
+        with mode:
+            return run(self, rows)
+
+    monkeypatch.setattr(TrainingStep, "_run", rounding)
+    with_tf32 = fitted(Acceleration(), WITHOUT_DROPOUT)
+    assert mode.rounded > 1000
+    assert 0 < apart(plain, with_tf32) < MAP_BOUND
+
+
+def test_later_looks_along_the_first_axes_teach_the_same_within_the_bound(monkeypatch):
+    monkeypatch.setattr(training, "MEMORY_REFRESH", 2)
+    plain, kept = (fitted(Acceleration(keeps_axes=on), WITHOUT_DROPOUT) for on in (False, True))
+    assert 0 < apart(plain, kept) < TRAINED_BOUND
+
+
+def test_the_prompts_are_embedded_once_a_step(monkeypatch):
+    tower, steps = get_tower("tiny"), []
+    embed, lengths = type(tower).embed_prompts, []
+
+    def count(self, prompts):
+        lengths.append(len(prompts))
+        return embed(self, prompts)
+
+    def listen(event) -> None:
+        if isinstance(event, Step) and event.stage in (STAGE2, STAGE3):
+            steps.append(len(lengths))
+
+    monkeypatch.setattr(type(tower), "embed_prompts", count)
+    fitted(Acceleration(), CONFIG, on_event=listen)
+    stage2 = steps[:4]
+    assert [after - before for before, after in itertools.pairwise(stage2)] == [1, 1, 1]
+    assert set(lengths) == {2}  # normal and abnormal
+
+
+def test_a_gpu_gets_the_fast_path_by_itself(monkeypatch):
+    how = Acceleration.of(torch.device("cuda"))
+    assert (how.on_device, how.static_steps, how.keeps_axes) == (True, True, True)
+    assert Acceleration.of(torch.device("cpu")) == Acceleration()
+    seen = []
+    monkeypatch.setattr(Acceleration, "of", classmethod(lambda cls, device: seen.append(device) or Acceleration()))
+    FusionMedCLIP(get_tower("tiny"), CONFIG).fit(NORMALS)
+    assert seen == [torch.device("cpu")]
+
+
 def to_square(scans, tower):
     from fmclip.detectors.base import to_pixels
 
@@ -183,8 +251,6 @@ def test_where_nothing_fits_stage_2_is_kept_and_answers(monkeypatch):
 
 
 def test_a_shortage_in_the_middle_goes_on_from_the_last_kept_step(monkeypatch):
-    from fmclip.detectors import training
-
     monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr(training, "KEEP_SHARE", 1e9)
     run = TrainingStep._run
@@ -206,8 +272,6 @@ def test_a_shortage_in_the_middle_goes_on_from_the_last_kept_step(monkeypatch):
 
 
 def test_what_a_failed_attempt_has_half_trained_does_not_reach_the_next_one(monkeypatch):
-    from fmclip.detectors import training
-
     monkeypatch.setattr(training, "KEEP_SECONDS", 1e9)  # nothing is kept before the shortage
     expected = fitted(Acceleration(parts=2), CONFIG)
     run, taken = TrainingStep._run, []

@@ -1,0 +1,109 @@
+"""A tower that is cut behind its frozen blocks gives the same features and gradients, and runs them only once."""
+
+import pytest
+import torch
+from tower_models import VISION, make_tower, pixels_for
+
+from fmclip.detectors.pool_features import PoolFeatures
+from fmclip.towers import Tower, get_tower
+from fmclip.towers.prefix import cut_tower
+
+
+def adapt(tower: Tower, depth: float, dropout: float = 0.0) -> Tower:
+    generator = torch.Generator().manual_seed(5)
+    adapted = tower.with_lora(4, dropout=dropout, generator=generator, depth=depth)
+    with torch.no_grad():
+        for weight in adapted.lora_parameters():
+            weight.normal_(std=0.1, generator=generator)
+    return adapted
+
+
+def gradients(levels, tower: Tower) -> list[torch.Tensor]:
+    sum(level.square().mean() for level in levels if level.requires_grad).backward()
+    found = [weight.grad.clone() for weight in tower.lora_parameters() if weight.grad is not None]
+    for weight in tower.lora_parameters():
+        weight.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_features_and_gradients_are_those_of_the_whole_tower(name):
+    tower = make_tower(VISION[name])[0]
+    adapted = adapt(tower, 0.5)
+    cut = cut_tower(adapted, len(tower.layers))
+    assert cut is not None
+    pixels = pixels_for(adapted)
+    begun = cut.begin(pixels)
+    assert not any(one.requires_grad for one in begun)
+    whole, rest = adapted.features(pixels), cut.features(pixels, begun)
+    assert [level.requires_grad for level in rest] == [level.requires_grad for level in whole]
+    for one, other in zip(rest, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    expected = gradients(whole, adapted)
+    assert len(expected) == len(adapted.lora_parameters())
+    for one, other in zip(gradients(rest, adapted), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_in_bfloat16_and_with_dropout_too():
+    adapted = adapt(get_tower("tiny").with_bf16(True), 0.5, dropout=0.3)
+    cut, pixels = cut_tower(adapted, 3), pixels_for(adapted)
+    found = []
+    for tower in (adapted, cut.rest):
+        tower.train_lora(torch.Generator().manual_seed(1))
+        found.append(tower.features(pixels) if tower is adapted else cut.features(pixels, cut.begin(pixels)))
+        tower.train_lora(None)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_tower_that_is_adapted_from_its_first_block_on_is_not_cut():
+    assert cut_tower(adapt(get_tower("tiny"), 1.0), 3) is None
+
+
+def test_a_cut_that_would_change_the_features_is_not_made(monkeypatch):
+    """More may lie between two blocks than the output of the first: here the second adds what it got long before."""
+    tower = make_tower(VISION[next(iter(VISION))])[0]
+    adapted = adapt(tower, 0.5)
+    visual = adapted._visual
+    run = type(visual).forward_intermediates
+
+    def with_a_shortcut(self, pixels, **settings):
+        seen = []
+        first, last = self.transformer.resblocks[0], self.transformer.resblocks[-1]
+        hooks = [
+            first.register_forward_hook(lambda _module, _args, out: seen.append(out)),
+            last.register_forward_pre_hook(lambda _module, args: (args[0] + seen[0], *args[1:])),
+        ]
+        try:
+            return run(self, pixels, **settings)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setattr(type(visual), "forward_intermediates", with_a_shortcut)
+    assert cut_tower(adapted, 3) is None
+
+
+def test_the_frozen_blocks_see_each_picture_of_the_pool_once(monkeypatch):
+    adapted = adapt(get_tower("tiny"), 0.5)
+    pool = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    read = PoolFeatures(adapted, pool, 3, keeps=True)
+    begin, sizes = type(read._prefix).begin, []
+    monkeypatch.setattr(type(read._prefix), "begin", lambda self, some: sizes.append(len(some)) or begin(self, some))
+    for rows in ([0, 1, 2], [3, 2, 1], [5, 4, 4], [0, 5, 3]):
+        batch = torch.tensor(rows)
+        read.prepare(batch)
+        for one, other in zip(read(batch), adapted.features(pool[batch]), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert sizes == [3, 1, 2]
+
+
+def test_where_memory_is_short_nothing_is_kept():
+    adapted = adapt(get_tower("tiny"), 0.5)
+    pool = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    read = PoolFeatures(adapted, pool, 3, keeps=False)
+    batch = torch.tensor([0, 1])
+    read.prepare(batch)
+    assert read.tower is adapted
+    assert torch.equal(read(batch)[-1], adapted.features(pool)[-1])
