@@ -279,6 +279,14 @@ def forget(adapter: Adapter) -> None:
         _detectors.pop(adapter.key, None)
 
 
+def start_afresh() -> None:
+    """In a forked process: forget detectors that lie where the tower lay, and threads whose turn it was over there."""
+    global _keeping
+    _keeping = threading.Lock()
+    _detectors.clear()
+    _turns.clear()
+
+
 def load_tower(name: str, device: str) -> Tower:
     """Load the shared tower, or give the one that was loaded.
 

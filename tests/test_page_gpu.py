@@ -12,8 +12,9 @@ import pytest
 import torch
 from forked_gpu import fake_spaces
 
-from fmclip import shortage
+from fmclip import learning, shortage
 from fmclip.acceleration import Acceleration
+from fmclip.background import Ended, StopSignal, Turns
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step, Training
 from fmclip.detectors import fusionmedclip as fusion
 from fmclip.detectors.training import STAGE2, STAGE3
@@ -237,6 +238,32 @@ def test_what_is_lent_can_be_named_in_another_process_and_the_page_itself_leaves
     monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
     list(session.adapt(make_scans(1, 4), preset="fast"))
     session.query(make_scans(9, 1))
+
+
+def test_what_the_page_itself_has_built_and_who_waits_there_stay_there(session, monkeypatch):
+    """The page's own detectors lie on the CPU around a tower that the other process moves away."""
+    list(session.adapt(make_scans(1, 4), method="patch_memory"))
+    query = make_scans(9, 1)
+    expected = session.query(query)[0].map
+    session.attention(query[0])  # builds the detector here, and keeps it
+    page, build = os.getpid(), learning.Adapter.build
+
+    def build_there(self, *where):
+        if os.getpid() != page:
+            raise FmclipError("built anew")
+        return build(self, *where)
+
+    monkeypatch.setattr(learning.Adapter, "build", build_there)
+    with pytest.raises(FmclipError, match="built anew"):
+        session.query(query)
+    monkeypatch.undo()
+    turns = learning._turns.setdefault("cpu", Turns())
+    with turns.taken(lambda event: None, Ended(StopSignal())):  # as another visitor's fit that the GPU could not hold
+        again = list(session.adapt(make_scans(1, 4), method="patch_memory"))
+        with learning._keeping:
+            found = session.query(query)[0].map
+    np.testing.assert_array_equal(found, expected)
+    assert isinstance(again[-1], Adapted)
 
 
 def test_elsewhere_nothing_is_forked():

@@ -27,7 +27,7 @@ import gradio as gr
 
 from fmclip.background import Ended, Put, StopSignal, stream
 from fmclip.errors import DeviceShortage, FmclipError
-from fmclip.learning import Adapter, Job, LearnEvent, answer, extend, learn, load_tower
+from fmclip.learning import Adapter, Job, LearnEvent, answer, extend, learn, load_tower, start_afresh
 from fmclip.scans import Scan
 from fmclip.session import Session
 from fmclip.shortage import ON_CPU
@@ -194,6 +194,7 @@ def _settle_in(tower: str, there: str) -> None:
     import cv2
     import torch
 
+    start_afresh()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     load_tower(tower, "cpu").to(there)

@@ -149,7 +149,7 @@ class Tower:
     def to(self, device: str | torch.device) -> Tower:
         """Move the tower, with all that shares its weights, to a device and return it; `get_tower` does so once."""
         self._model.to(device)
-        self._runs = None
+        self._runs = self._prompted = None  # copies of the structure keep buffers where they were
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 

@@ -10,6 +10,7 @@ from tower_models import VISION, make_tower, pixels_for
 from fmclip.errors import TowerError
 from fmclip.towers import get_tower
 from fmclip.towers.attention import SplitAttention, split_attention
+from fmclip.towers.precision import preferred_backend
 
 
 @pytest.fixture(scope="module", params=VISION)
@@ -169,3 +170,9 @@ def test_a_compiled_tower_gives_the_same_features():
     for _ in range(2):
         for one, other in zip(tower.features(pixels), compiled.features(pixels), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_compiling_is_a_switch_for_a_gpu(monkeypatch):
+    assert [preferred_backend(torch.device(name)) for name in ("cuda", "cpu")] == [None, None]
+    monkeypatch.setenv("FMCLIP_COMPILE", "1")
+    assert [preferred_backend(torch.device(name)) for name in ("cuda", "cpu")] == ["inductor", None]
