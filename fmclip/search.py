@@ -138,7 +138,7 @@ def _closeness(patches: Tensor, bank: Tensor, owner: Tensor | None, left_out: Te
     """Some patches after others [chunk, N], the larger the nearer: half of minus the squared distance, but for a term
     of the patch alone. Rows of scans that are left out (`nearest`, [P, S]) are vastly far."""
     half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    if left_out is not None and owner is not None and bank.device.type == "cpu":  # by the product itself: half the time
+    if left_out is not None and owner is not None and _on_host(bank):  # by the product itself: half the time
         scans = torch.arange(int(owner.max()) + 1)
         penalty = (left_out[:, :, None] == scans).any(dim=1).to(patches) * -FAR  # [P, scans]
         patches = torch.cat([patches, penalty], dim=1)
@@ -153,8 +153,12 @@ def _closeness(patches: Tensor, bank: Tensor, owner: Tensor | None, left_out: Te
         yield closeness
 
 
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _largest(closeness: Tensor) -> Tensor:
     """Column of the largest number of each row, the first of equal ones: [P, N] -> [P, 1]."""
-    if closeness.device.type != "cpu" or torch.compiler.is_exporting():
+    if not _on_host(closeness) or torch.compiler.is_exporting():
         return closeness.argmax(dim=1, keepdim=True)
     return torch.from_numpy(closeness.detach().numpy().argmax(axis=1))[:, None]  # six times as fast as torch's
