@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 
 class AlignmentAdapter(nn.Module):
-    """phi_j: 1x1 convolution from C_j channels to the text width, then L2 norm (section 3.2.3, Eq. 4 and 5).
+    """phi_j: 1x1 convolution from C_j channels to the text width, L2 norm, prompts (section 3.2.3, Eq. 4 to 6).
 
     Args:
         channels: C_j.
@@ -39,9 +40,26 @@ class AlignmentAdapter(nn.Module):
         self.projection.bias.copy_(prompts[0])  # type: ignore[union-attr]
         self.projection.weight.copy_(towards[:, None, None, None].expand_as(self.projection.weight))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, C_j, H_j, W_j] -> [B, D, H_j, W_j], unit length at each place."""
-        return F.normalize(self.projection(features), dim=1, eps=1e-6)
+    def forward(self, features: Tensor, prompts: Tensor, temperature: Tensor | float) -> Tensor:
+        """Probability of "abnormal" at each place by the cosines of aligned features and prompts (Eq. 4 to 6).
+
+        The D aligned channels are never made: their products with the prompts and their length, by the Gram matrix of
+        the projection, are all that Eq. 5 and 6 need of them.
+
+        Args:
+            features: [B, C_j, H_j, W_j].
+            prompts: [2, D], unit length: normal, abnormal.
+            temperature: tau.
+
+        Returns:
+            S_a^j [B, H_j, W_j] in [0, 1].
+        """
+        weight, bias = self.projection.weight.flatten(1), cast(Tensor, self.projection.bias)  # [D, C], [D]
+        patches = features.movedim(1, -1)  # [B, H, W, C]
+        towards = prompts[1] - prompts[0]  # [D]
+        product = patches @ (towards @ weight) + towards @ bias
+        square = (patches @ (weight.T @ weight) * patches).sum(dim=-1) + 2 * (patches @ (bias @ weight)) + bias @ bias
+        return (product * square.clamp_min(1e-12).rsqrt() / temperature).sigmoid()  # a softmax over two
 
 
 class BlockAdapter(nn.Module):

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmclip.search import Search, greedy_coreset, nearest
+from fmclip.search import Search, greedy_coreset, nearest, nearest_in_others
 from fmclip.views import View, view_features, weigh
-from fmclip.whitening import principal_whitening, triangular_whitening
+from fmclip.whitening import inverse_root, principal_whitening, shrunk, triangular_whitening
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
 MAX_REGIONS = 64  # that may join after learning
@@ -43,8 +43,8 @@ class ReferenceMemory:
         references: k.
         search: How far a patch is from the bank.
         kept: [N], rows of the bank among all patches that were learned from; None after loading.
-        closest: For each view the nearest patch in another reference of each patch that was learned from, before the
-            whitening: found once, read by `learn` and `leave_one_out`; None after loading.
+        closest: For each view [N, 2], the nearest patches in another and in yet another reference of each patch that
+            was learned from, before the whitening: found once, read by `learn` and `leave_one_out`; None after loading.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class ReferenceMemory:
         bank = [_patches(one)[inside.flatten()] for one in seen]  # [N, C_v]
         picture, place = inside.flatten(1).nonzero().unbind(dim=1)  # [N], [N]
         owner = picture % k  # [N]
-        closest = [nearest(one, one, owner, owner) for one in bank]  # [N]
+        closest = [nearest_in_others(one, owner) for one in bank]  # [N, 2]
         whitening = [
-            triangular_whitening(one - one[rows], shrinkage, along)
+            triangular_whitening(one - one[rows[:, 0]], shrinkage, along)
             if along is not None or not view.shows_appearance  # whose residuals nobody reads
-            else principal_whitening(one - one[rows], shrinkage)
+            else principal_whitening(one - one[rows[:, 0]], shrinkage)
             for view, one, rows, along in zip(views, bank, closest, axes or [None] * len(views), strict=True)
         ]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
@@ -157,20 +157,33 @@ class ReferenceMemory:
             `scale`.
         """
         distances, differences = [], []
-        for view, look, bank, white, scale in zip(
-            self.views, view_features(features, self.views), self.bank, self.whitening, self.scale, strict=True
-        ):
-            B, C, h, w = look.shape
-            patches = _patches(look) @ white  # [B * h * w, C]
-            left_out = None if own is None else own.repeat_interleave(h * w, dim=0)  # [B * h * w] or [B * h * w, S]
-            found = nearest(patches.detach(), bank, self.owner, left_out)  # [B * h * w]
-            difference = (patches - bank[found]) / scale
+        looks = view_features(features, self.views)
+        for index, (view, look, bank, scale) in enumerate(zip(self.views, looks, self.bank, self.scale, strict=True)):
+            patches, found, left_out = self._closest(index, look, own)
+            difference = (patches - bank[found]) / scale  # [B * h * w, C]
             apart = difference.detach().norm(dim=1)
             apart = self.search.distance(patches.detach(), bank, found, apart * scale, self.owner, left_out) / scale
-            distances.append(apart.view(B, h, w))
+            distances.append(_to_grid(apart, look))
             if residuals and view.shows_appearance:
-                differences.append(difference.view(B, h, w, C).permute(0, 3, 1, 2))  # [B, C, h, w]
+                differences.append(_to_grid(difference, look))
         return torch.stack(distances, dim=1), differences
+
+    def residuals(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
+        """Only the residuals of `compare`: the views that are blind to them are not looked at."""
+        shown = [index for index, view in enumerate(self.views) if view.shows_appearance]
+        looks = view_features(features, [self.views[index] for index in shown])
+        differences = []
+        for index, look in zip(shown, looks, strict=True):
+            patches, found, _ = self._closest(index, look, own)
+            differences.append(_to_grid((patches - self.bank[index][found]) / self.scale[index], look))
+        return differences
+
+    def _closest(self, index: int, look: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of one view [B, C, h, w] the whitened patches [B * h * w, C], the row of the bank nearest to each, and the
+        references that were left out for it."""
+        patches = _patches(look) @ self.whitening[index]
+        left_out = None if own is None else own.repeat_interleave(look[0, 0].numel(), dim=0)  # [B * h * w(, S)]
+        return patches, nearest(patches.detach(), self.bank[index], self.owner, left_out), left_out
 
     def nearest_by_reference(self, features: Sequence[Tensor], row: int, column: int) -> tuple[Tensor, Tensor]:
         """Find the patch of each reference that is nearest to one patch of a scan.
@@ -249,7 +262,8 @@ class ReferenceMemory:
 
         `compare(own=...)` leaves out the scan's patches only: the whitening was learned from its residuals too and
         shrinks them, so that a new normal scan would score higher than any reference. Learning again without a scan
-        costs one search for the patches whose nearest neighbour lay in it, and one factor of a covariance.
+        means that the patches whose nearest neighbour lay in it turn to the next reference, and a covariance without
+        its residuals and with theirs instead.
 
         Args:
             features: One [n, C_j, H_j, W_j] for each level, those that were learned from.
@@ -272,16 +286,18 @@ class ReferenceMemory:
             every = _patches(look)  # [n * h * w, C]
             inside = patch_content(content, (h, w)).flatten()  # [n * h * w]
             patches, owner = every[inside], inside.nonzero()[:, 0] // (h * w) % k  # [N, C], [N]
+            # residuals [N, C]; in double precision, since most of a sum may be taken off again
+            first, second = ((patches - patches[rows]).double() for rows in closest.T)
+            whose = owner[closest[:, 0]]  # [N], which scan the nearest patch lies in
+            products, remembered = first.T @ first, patches[self.kept]  # [C, C], [N', C]
             own = []
             for scan in range(k):
-                rest, others = owner != scan, closest.clone()
-                lost = rest & (owner[closest] == scan)  # their nearest neighbour is gone
-                others[lost] = rest.nonzero()[:, 0][nearest(patches[lost], patches[rest], owner[rest], owner[lost])]
-                white = triangular_whitening((patches - patches[others])[rest], shrinkage)
-                query, bank = (
-                    every[scan * h * w : (scan + 1) * h * w] @ white,
-                    patches[self.kept[self.owner != scan]] @ white,
-                )
+                is_own, lost = owner == scan, whose == scan  # its patches; those whose nearest neighbour is gone
+                gone, instead = first[is_own | lost], second[lost]
+                covariance = (products - gone.T @ gone + instead.T @ instead) / (~is_own).sum()
+                white = inverse_root(shrunk(covariance, max(shrinkage, 1e-8))).to(patches)  # [C, C]
+                query = every[scan * h * w : (scan + 1) * h * w] @ white
+                bank = remembered[self.owner != scan] @ white
                 rows = nearest(query, bank)  # [h * w]
                 apart = self.search.distance(query, bank, rows, (query - bank[rows]).norm(dim=1))
                 own.append(apart.view(h, w) / scale)
@@ -363,3 +379,10 @@ def grid_of(maps: Tensor) -> tuple[int, int]:
 
 def _patches(look: Tensor) -> Tensor:
     return look.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [B * h * w, C]
+
+
+def _to_grid(patches: Tensor, look: Tensor) -> Tensor:
+    """Back to the grid of a view [B, ?, h, w]: [B * h * w] -> [B, h, w], [B * h * w, C] -> [B, C, h, w]."""
+    B, _, h, w = look.shape
+    grid = patches.unflatten(0, (B, h, w))
+    return grid if patches.ndim == 1 else grid.permute(0, 3, 1, 2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK = 2048  # patches searched for at a time
+FAR = 1e30  # how far patches of scans that are left out are
 PROJECTED = 128  # width in which the coreset is chosen; more changes little (PatchCore, section 3.2)
 
 
@@ -72,6 +74,21 @@ def nearest(patches: Tensor, bank: Tensor, owner: Tensor | None = None, left_out
     return k_nearest(patches, bank, 1, owner, left_out)[:, 0]
 
 
+def nearest_in_others(patches: Tensor, owner: Tensor) -> Tensor:
+    """Rows of the patches nearest to each patch in another scan, and in yet another one: [N, C], [N] -> [N, 2].
+
+    Where there are two scans only, both are the same.
+    """
+    are_two = len(owner.unique()) < 3
+    found = []
+    for closeness in _closeness(patches, patches, owner, owner[:, None]):
+        first = _largest(closeness)  # [chunk, 1]
+        if not are_two:
+            closeness.masked_fill_(owner[first] == owner, -FAR)
+        found.append(torch.cat([first, first if are_two else _largest(closeness)], dim=1))
+    return torch.cat(found)
+
+
 def k_nearest(
     patches: Tensor, bank: Tensor, k: int, owner: Tensor | None = None, left_out: Tensor | None = None
 ) -> Tensor:
@@ -79,17 +96,10 @@ def k_nearest(
     if left_out is not None and left_out.ndim == 1:
         left_out = left_out[:, None]  # [P, S]
     k = min(k, bank.shape[0])
-    half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
-    # a recorded graph has no loop over as many patches as there happen to be
-    chunks = [patches] if torch.compiler.is_exporting() else patches.split(CHUNK)
-    found = []
-    for number, chunk in enumerate(chunks):
-        closeness = torch.addmm(-half_squares, chunk, bank.T)  # [chunk, N]; largest is nearest
-        if left_out is not None:
-            start = number * CHUNK
-            for one in left_out[start : start + CHUNK].T:  # [chunk]
-                closeness.masked_fill_(one[:, None] == owner, -torch.inf)
-        found.append(_largest(closeness) if k == 1 else closeness.topk(k, dim=1).indices)
+    found = [
+        _largest(closeness) if k == 1 else closeness.topk(k, dim=1).indices
+        for closeness in _closeness(patches, bank, owner, left_out)
+    ]
     return torch.cat(found)
 
 
@@ -124,8 +134,31 @@ def _norms(patches: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     return torch.stack([(patches - bank[one]).norm(dim=1) for one in rows.T], dim=1)
 
 
+def _closeness(patches: Tensor, bank: Tensor, owner: Tensor | None, left_out: Tensor | None) -> Iterator[Tensor]:
+    """Some patches after others [chunk, N], the larger the nearer: half of minus the squared distance, but for a term
+    of the patch alone. Rows of scans that are left out (`nearest`, [P, S]) are vastly far."""
+    half_squares = 0.5 * bank.square().sum(dim=1)  # [N]
+    if left_out is not None and owner is not None and _on_host(bank):  # by the product itself: half the time
+        scans = torch.arange(int(owner.max()) + 1)
+        penalty = (left_out[:, :, None] == scans).any(dim=1).to(patches) * -FAR  # [P, scans]
+        patches = torch.cat([patches, penalty], dim=1)
+        bank = torch.cat([bank, (owner[:, None] == scans).to(bank)], dim=1)
+        left_out = None
+    # a recorded graph has no loop over as many patches as there happen to be
+    for number, chunk in enumerate([patches] if torch.compiler.is_exporting() else patches.split(CHUNK)):
+        closeness = torch.addmm(-half_squares, chunk, bank.T)
+        if left_out is not None:
+            for one in left_out[number * CHUNK : (number + 1) * CHUNK].T:  # [chunk]
+                closeness.masked_fill_(one[:, None] == owner, -FAR)
+        yield closeness
+
+
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _largest(closeness: Tensor) -> Tensor:
     """Column of the largest number of each row, the first of equal ones: [P, N] -> [P, 1]."""
-    if closeness.device.type != "cpu" or torch.compiler.is_exporting():
+    if not _on_host(closeness) or torch.compiler.is_exporting():
         return closeness.argmax(dim=1, keepdim=True)
     return torch.from_numpy(closeness.detach().numpy().argmax(axis=1))[:, None]  # six times as fast as torch's

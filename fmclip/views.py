@@ -95,7 +95,7 @@ def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Ten
     found = []
     for view in views:
         look = features[view.level] if view.kind == "energy" else _direction(features[view.level])
-        look = F.adaptive_avg_pool2d(look, (h, w))
+        look = look if look.shape[-2:] == (h, w) else F.adaptive_avg_pool2d(look, (h, w))
         match = _MATCHES.get(view.kind)
         found.append(look - match(look) if match else look)
     return found
@@ -129,16 +129,19 @@ def mirror_match(look: Tensor) -> Tensor:
     """
     h, w = look.shape[-2:]
     down, across = _reach(h, w)
-    padded = F.pad(look.flip(3), (across, across, down, down), mode="replicate")
-    nearest = look.new_full((look.shape[0], 1, h, w), torch.inf)
-    match = torch.zeros_like(look)
+    around = (across, across, down, down)
+    seen = F.pad(look.detach().flip(3), around, mode="replicate")
+    places = torch.arange(h * w, device=look.device, dtype=look.dtype).view(1, 1, h, w).flip(3)
+    places = F.pad(places, around, mode="replicate").long()[0, 0]
+    nearest = look.new_full((look.shape[0], h, w), torch.inf)
+    match = torch.zeros_like(nearest, dtype=torch.long)  # [B, h, w], place of the most alike
     for top in range(2 * down + 1):
         for left in range(2 * across + 1):
-            other = padded[:, :, top : top + h, left : left + w]
-            distance = (look - other).detach().square().sum(dim=1, keepdim=True)  # [B, 1, h, w]
-            match = torch.where(distance < nearest, other, match)
+            rows, columns = slice(top, top + h), slice(left, left + w)
+            distance = (look.detach() - seen[:, :, rows, columns]).square().sum(dim=1)  # [B, h, w]
+            match = torch.where(distance < nearest, places[rows, columns], match)
             nearest = torch.minimum(distance, nearest)
-    return match
+    return look.flatten(2).gather(2, match.flatten(1)[:, None].expand(-1, look.shape[1], -1)).view_as(look)
 
 
 def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:

@@ -20,9 +20,9 @@ def principal_whitening(residual: Tensor, shrinkage: float) -> Tensor:
     Returns:
         [C, C]: `residual @ it` is white, one principal axis a channel.
     """
-    covariance, variance = _shrunk_covariance(residual, shrinkage)
+    covariance = shrunk(residual.T @ residual / residual.shape[0], shrinkage)  # [C, C]
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp_min(1e-8 * variance).rsqrt()
+    return vectors * values.clamp_min(1e-8 * covariance.diagonal().mean()).rsqrt()
 
 
 def triangular_whitening(residual: Tensor, shrinkage: float, axes: Tensor | None = None) -> Tensor:
@@ -39,16 +39,26 @@ def triangular_whitening(residual: Tensor, shrinkage: float, axes: Tensor | None
     """
     if shrinkage <= 0:
         return principal_whitening(residual, shrinkage)
-    covariance, _ = _shrunk_covariance(residual if axes is None else residual @ axes, shrinkage)
-    factor = torch.linalg.cholesky(covariance)  # L, and L @ L.T is the covariance
-    if axes is None:
-        axes = torch.eye(len(factor), device=factor.device)
-    return torch.linalg.solve_triangular(factor, axes.T, upper=False).T  # axes @ inverse(L).T
+    along = residual if axes is None else residual @ axes
+    return inverse_root(shrunk(along.T @ along / along.shape[0], shrinkage), axes)
 
 
-def _shrunk_covariance(residual: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Covariance [C, C] of residuals [N, C] with its isotropic part, and the mean variance of a channel."""
-    covariance = residual.T @ residual / residual.shape[0]  # [C, C]
+def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Mix [C, C] with its isotropic part."""
     variance = covariance.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(covariance.shape[0], device=residual.device)
-    return (1 - shrinkage) * covariance + shrinkage * variance * eye, variance
+    return (1 - shrinkage) * covariance + shrinkage * variance * torch.eye(len(covariance)).to(covariance)
+
+
+def inverse_root(covariance: Tensor, axes: Tensor | None = None) -> Tensor:
+    """A root W of the inverse, W @ W.T: any root gives the same distances, and this one needs no eigenvectors.
+
+    Args:
+        covariance: [C, C], positive definite; along `axes` where they are given.
+        axes: Orthonormal [C, C], or None.
+
+    Returns:
+        [C, C], in the coordinates that `axes` are given in.
+    """
+    factor = torch.linalg.cholesky(covariance)  # L, and L @ L.T is the covariance
+    axes = torch.eye(len(factor)).to(factor) if axes is None else axes
+    return torch.linalg.solve_triangular(factor, axes.T, upper=False).T  # axes @ inverse(L).T

@@ -58,6 +58,17 @@ def test_gradients_reach_the_features_through_the_residuals(memory):
     assert all(level.grad.abs().sum() > 0 for level in query)
 
 
+def test_the_residuals_alone_are_those_of_the_comparison():
+    views = default_views([(8, 8), (8, 8)])
+    references = [torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views)
+    _, expected = memory.compare(references, torch.arange(4), residuals=True)
+    found = memory.residuals(references, torch.arange(4))
+    assert len(found) == len(expected) == sum(view.shows_appearance for view in views)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_state_round_trip_and_damage(memory):
     state = memory.state()
     back = ReferenceMemory.from_state(state, VIEWS, 4, torch.device("cpu"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fmclip.search import Search, greedy_coreset, k_nearest, nearest
+from fmclip.search import Search, greedy_coreset, k_nearest, nearest, nearest_in_others
 
 
 @pytest.fixture
@@ -28,6 +28,18 @@ def test_scans_that_are_left_out_are_never_found(banks):
     assert not (found[:, :, None] == left_out[:, None, :]).any()
     others = torch.cdist(patches[1:2], bank)[0].masked_fill(owner == 2, torch.inf)
     assert nearest(patches, bank, owner, left_out)[1] == others.argmin()
+
+
+@pytest.mark.parametrize("scans", [2, 4])
+def test_the_second_nearest_lies_in_yet_another_scan(banks, scans):
+    patches, owner = banks[1], torch.arange(20) % scans
+    found = nearest_in_others(patches, owner)
+    table = torch.cdist(patches, patches)
+    for row, (first, second) in enumerate(found.tolist()):
+        others = table[row].masked_fill(owner == owner[row], torch.inf)
+        assert first == others.argmin()
+        if scans > 2:
+            assert second == others.masked_fill(owner == owner[first], torch.inf).argmin()
 
 
 def test_the_distance_is_the_mean_over_the_neighbours(banks):

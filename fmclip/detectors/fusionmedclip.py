@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ from fmclip.towers import Tower
 from fmclip.views import default_views, levels_needed
 
 SHOWN_EXAMPLES = 8
+References: TypeAlias = tuple[list[Tensor], ReferenceMemory, Tensor]
+"""Features of the references, the memory learned from them, and their distances to it as `learn_memory` has them."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class FusionMedCLIP(Detector):
         pixels, content, _ = to_pixels(normals, self.tower)
         try:
             on_event(StageStarted("patch memory", 0))
-            self._settle(self.tower, None, pixels, content)
+            looked = self._settle(self.tower, None, pixels, content)
             if start is None:
                 on_event(Ready("patch memory", self))
             pool = synthesise(pixels, content, self.config, generator, on_event, acceleration.on_device)
@@ -190,7 +192,7 @@ class FusionMedCLIP(Detector):
                 train_stage2(
                     network, self.tower, self.memory_, pool, self.config, generator, on_event, start, acceleration
                 )
-                self._settle(self.tower, network, pixels, content)
+                self._settle(self.tower, network, pixels, content, looked)  # under the same features as before
                 on_event(Ready("stage 2", self))
                 on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
                 start = None
@@ -228,14 +230,22 @@ class FusionMedCLIP(Detector):
         on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
 
     @torch.no_grad()
-    def _settle(self, tower: Tower, network: FusionNetwork | None, pixels: Tensor, content: Tensor) -> None:
-        """Make tower and network the ones that answer: memory and leave-one-out scores under them, in one go."""
-        features = batched_features(tower, pixels, levels_needed(default_views(tower.grids)))
-        if network is not None:
-            features = network.refine(features)
-        memory, honest = learn_memory(
-            features, content, self._learn, len(content), self.config.shrinkage, self.config.smoothing
-        )
+    def _settle(
+        self,
+        tower: Tower,
+        network: FusionNetwork | None,
+        pixels: Tensor,
+        content: Tensor,
+        looked: References | None = None,
+    ) -> References:
+        """Make tower and network the ones that answer; returns what may be `looked` at again under the same tower."""
+        if looked is None:
+            features = batched_features(tower, pixels, levels_needed(default_views(tower.grids)))
+            features = features if network is None else network.refine(features)
+            config = self.config
+            learned = learn_memory(features, content, self._learn, len(content), config.shrinkage, config.smoothing)
+            looked = (features, *learned)
+        features, memory, honest = looked
         own = torch.arange(len(content), device=pixels.device)
         prompts = None if network is None else network.prompts(self.tower)
         memory_maps, log_odds = self._maps(features, content, memory, network, prompts, own, honest)
@@ -244,6 +254,7 @@ class FusionMedCLIP(Detector):
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
         self.prompts_ = prompts
         self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
+        return looked
 
     def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
         views = default_views(self.tower.grids)
@@ -260,6 +271,8 @@ class FusionMedCLIP(Detector):
         honest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Memory map [B, h, w] and log-odds of the learned map [B, h, w] (None without a network)."""
+        if network is None and honest is not None:
+            return memory_map(memory, honest, content, self.config.smoothing), None
         distances, residuals = memory.compare(features, own, residuals=network is not None)
         if honest is not None:  # the references: as large as they are to a memory that has never seen them
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]

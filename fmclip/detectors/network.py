@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.adapters import AlignmentAdapter, BlockAdapter
-from fmclip.maps import similarity_map
 from fmclip.prompts import PromptLearner
 from fmclip.towers import Tower
 from fmclip.views import View, view_features, weigh
@@ -88,10 +87,7 @@ class FusionNetwork(nn.Module):
     def map(self, reads: Sequence[Tensor], prompts: Tensor) -> Tensor:
         """Map what `reads` returned, which may have been kept: [B, C_v, h, w] each -> [B, h, w]."""
         temperature = self.log_temperature.exp()
-        maps = [
-            similarity_map(adapter(read), prompts, temperature)
-            for adapter, read in zip(self.alignment, reads, strict=True)
-        ]
+        maps = [adapter(read, prompts, temperature) for adapter, read in zip(self.alignment, reads, strict=True)]
         return weigh(torch.stack(maps, dim=1), self.views)
 
     def reads(self, features: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:

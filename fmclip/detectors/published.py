@@ -117,10 +117,7 @@ class PublishedNetwork(nn.Module):
         levels = self.tower.features(reads[0]) if self.is_end_to_end else reads[1:]
         if self.config.row == 6:
             levels = [adapter(level) for adapter, level in zip(self.block, levels, strict=True)]
-        maps = [
-            similarity_map(adapter(level), texts, temperature)
-            for adapter, level in zip(self.alignment, levels, strict=True)
-        ]
+        maps = [adapter(level, texts, temperature) for adapter, level in zip(self.alignment, levels, strict=True)]
         grids = sorted(grid_of(one) for one in maps)
         return average_maps(maps, grids[len(grids) // 2]), None
 

@@ -164,7 +164,7 @@ def train_stage3(
         assert memory is not None, "the references come first"
         read.tower.train_lora(None if is_checkpointed else noise)
         features = network.refine(read(rows), noise)
-        _, residuals = memory.compare(features, sources[rows], residuals=True)
+        residuals = memory.residuals(features, sources[rows])
         read.tower.train_lora(None)
         return _loss(network(features, residuals, network.prompts(tower)), masks[rows], config)
 
@@ -305,8 +305,7 @@ def _pool_reads(
     for start in range(0, len(pool.scans), BATCH):
         features = tower.features(pool.pixels[start : start + BATCH].to(tower.device), levels_needed(network.views))
         own = pool.sources[start : start + BATCH].to(tower.device)
-        _, residuals = memory.compare(features, own, residuals=True)
-        parts.append(network.reads(features, residuals))
+        parts.append(network.reads(features, memory.residuals(features, own)))
         on_event(Step(READING, min(start + BATCH, len(pool.scans)), len(pool.scans), math.nan))
     return [torch.cat(view) for view in zip(*parts, strict=True)]
 
