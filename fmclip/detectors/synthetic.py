@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,8 +51,12 @@ def synthesise_scans(
     images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
     contents = list(content.cpu().numpy())
     scans: list[SyntheticScan] = []
+    pictures = np.empty((size, *images[0].shape), np.float32)  # [P, S, S, 3]; the scans are views of it
+    masks = np.empty((size, *contents[0].shape), bool)
     while len(scans) < size:
-        scans += synthesise_pool(images, contents, min(CHUNK, size - len(scans)), generator, settings)
+        for scan in synthesise_pool(images, contents, min(CHUNK, size - len(scans)), generator, settings):
+            picture, mask = pictures[len(scans)], masks[len(scans)]
+            picture[:], mask[:] = scan.image, scan.mask
+            scans.append(replace(scan, image=picture, mask=mask))
         on_event(Step(SYNTHESIS, len(scans), size, math.nan))
-    pictures = torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2).contiguous()
-    return DevicePool(scans, pictures, torch.from_numpy(np.stack([scan.mask for scan in scans])))
+    return DevicePool(scans, torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(masks))
