@@ -3,12 +3,12 @@
     python -m benchmarks.pretrain_speed                          # ViT-B-32, random weights, 2 cores, under 10 minutes
     python -m benchmarks.pretrain_speed --model ViT-L-14 --batch-size 128 --device cuda --precision bf16
 
-Both train both halves of one architecture on one CSV of simulated pictures, with InfoNCE, AdamW of the same settings,
-gradients clipped at 1, random crops of 90 to 100 % of the picture, the same batch, threads and number of reading workers;
-`tests/contrastive/test_same_work.py` holds that a step of one is a step of the other. One clock times both: the end of
-each optimiser step. The first step of a turn (start of workers, caches) is not counted, turns alternate, and the median
-step counts. Texts are measured twice: short sentences, after which ours cuts the context while open_clip runs all 77
-positions (the same result), and texts that fill the context.
+Both train both halves of one architecture on one CSV of simulated pictures, with InfoNCE, AdamW of the same
+settings, gradients clipped at 1, random crops of 90 to 100 % of the picture, the same batch, threads and number of
+workers that read; `tests/contrastive/test_same_work.py` holds that a step of one is a step of the other. One clock
+times both: the end of each optimiser step. The first step of a turn (start of workers, caches) is not counted,
+turns alternate, and the median step counts. Texts are measured twice: short sentences, after which ours cuts the
+context while open_clip runs all 77 positions (the same result), and texts that fill the context.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -96,8 +97,9 @@ def _page(content: dict[str, Any]) -> str:
         f"# Contrastive training, {settings['model']}",
         "",
         f"Batches of {settings['batch_size']}, precision {settings['precision']}, median of "
-        f"{settings['repeats'] * settings['steps']} steps; {where['gpu'] or where['cpu']}, {settings['cores']} threads, "
-        f"torch {where['torch']}, open_clip {where['open_clip_torch']}, {where['date']}, commit {where['commit']}. "
+        f"{settings['repeats'] * settings['steps']} steps; {where['gpu'] or where['cpu']}, "
+        f"{settings['cores']} threads, torch {where['torch']}, open_clip {where['open_clip_torch']}, "
+        f"{where['date']}, commit {where['commit']}. "
         "`python -m benchmarks.pretrain_speed`; what is the same in both stands at its head.",
         "",
         "| texts | fmclip, pairs/s | open_clip, pairs/s | fmclip / open_clip |",
@@ -141,7 +143,7 @@ def _timed(
     gc.collect()
     if len(ends) != options.steps + 1:
         raise SystemExit(f"{len(ends)} optimiser steps were seen, not {options.steps + 1}.")
-    return [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(ends)]
 
 
 def _ours(options: argparse.Namespace, table: Path, folder: Path) -> None:

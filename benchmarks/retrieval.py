@@ -4,10 +4,11 @@
     python -m benchmarks.retrieval captions.csv --config radiology-mini -o augment.size=160 -o epochs=4 --seeds 1
     python -m benchmarks.retrieval captions.csv --config roco-vit-l-14 --stem roco-mini -o start=mini -o lr=1e-4 ...
 
-Each seed draws another patient-level split; the test part is measured before and after training, beside chance and the
-figures that radiology-clip-mini states. Those come from three test items (0.67 = 2/3; nDCG@10 0.877 = (2 + 1/log2(3)) /
-3), so that every tower is also measured among three pairs at a time. Runs are thrown away, or kept in `--runs FOLDER`, where
-`evaluate-retrieval`, `retrieve` and `benchmarks.stage1` find them; a run that is done is not trained again.
+Each seed draws another patient-level split; the test part is measured before and after training, beside chance and
+the figures that radiology-clip-mini states. Those come from three test items (R@1 0.67 is two of three; nDCG@10
+0.877 is the mean of 1, 1 and 1 / log2 3), so that every tower is also measured among three pairs at a time. Runs
+are thrown away, or kept in `--runs FOLDER`, where `evaluate-retrieval`, `retrieve` and `benchmarks.stage1` find
+them; a run that is done is not trained again.
 """
 
 from __future__ import annotations
@@ -174,8 +175,9 @@ def _page(content: dict[str, Any], runs: Sequence[Metrics]) -> str:
         "",
         "## Among three pairs at a time",
         "",
-        "radiology-clip-mini's figures are quoted: they come from three test items of another data set, and chance among "
-        f"three gives what it reports from text to image. Ours are means over {DRAWS} draws of three pairs with different texts.",
+        "radiology-clip-mini's figures are quoted: they come from three test items of another data set, and chance "
+        f"among three gives what it reports from text to image. Ours are means over {DRAWS} draws of three pairs with "
+        "different texts.",
         "",
         *_table(content["rows_of_three"]),
     ]
