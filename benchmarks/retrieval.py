@@ -150,11 +150,11 @@ def _means(rows: dict[str, list[Metrics]]) -> dict[str, Metrics]:
     return {name: {way: _mean([one[way] for one in own]) for way in DIRECTIONS} for name, own in rows.items()}
 
 
-def _mean(metrics: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def _mean(metrics: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
     return {
         name: {
             "mean": statistics.fmean(values := [one[name] for one in metrics]),
-            "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
         }
         for name in NAMES
     }
@@ -163,11 +163,11 @@ def _mean(metrics: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 def _page(content: dict[str, Any], runs: Sequence[Metrics]) -> str:
     where = content["environment"]
     sizes = "; ".join(f"{one['pairs']} pairs with {one['texts']} texts of {one['patients']} patients" for one in runs)
+    parts = f"Mean and spread over {len(runs)} patient-level splits" if len(runs) > 1 else "One patient-level split"
     lines = [
         f"# Retrieval, {content['config']}",
         "",
-        f"Test parts: {sizes}. Mean and spread over {len(runs)} patient-level splits; {where['cpu']}, "
-        f"{where['date']}, commit {where['commit']}.",
+        f"Test parts: {sizes}. {parts}; {where['cpu']}, {where['date']}, commit {where['commit']}.",
         "",
         f"`{content['command']}`",
         "",
@@ -191,9 +191,15 @@ def _table(rows: dict[str, Metrics]) -> list[str]:
     lines = [f"| direction | tower | {' | '.join(NAMES.values())} |", f"|---|---|{'---|' * len(NAMES)}"]
     for way in DIRECTIONS:
         for name, row in rows.items():
-            cells = [f"{row[way][key]['mean']:.3f} ± {row[way][key]['sd']:.3f}" for key in NAMES]
+            cells = [_cell(row[way][key], key) for key in NAMES]
             lines.append(f"| {way.replace('_', ' ')} | {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(value: dict[str, float | None], name: str) -> str:
+    places = 1 if name == "median_rank" else 3
+    spread = "" if value["sd"] is None else f" ± {value['sd']:.{places}f}"
+    return f"{value['mean']:.{places}f}{spread}"
 
 
 if __name__ == "__main__":
