@@ -175,8 +175,8 @@ def _page(content: dict[str, Any], runs: Sequence[Metrics]) -> str:
         "",
         "## Among three pairs at a time",
         "",
-        "radiology-clip-mini's figures are quoted: another data set, and few test items, not stated how many. Three, with "
-        "ranks 1, 1, 2 and 1, 2, 3, give exactly these; chance among three gives the latter. Ours are means over "
+        "radiology-clip-mini's figures are quoted: another data set, and few test items, not stated how many. Three "
+        "with ranks 1, 1, 2 and 1, 2, 3, give exactly these; chance among three gives the latter. Ours are means over "
         f"{DRAWS} draws of three pairs with different texts.",
         "",
         *_table(content["rows_of_three"]),

@@ -107,7 +107,7 @@ def _page(content: dict[str, Any], options: argparse.Namespace, runs: dict[Key, 
         f"In percent, k = {options.k}, preset {options.preset}, groups: {options.half}, seeds: {options.seeds}; 95 % "
         "interval by bootstrap over scans, differences paired over the same scans.",
         "",
-        f"`python -m benchmarks.stage1 DATA {' '.join(started)} {' '.join(words)}`, {where['date']}, {where['cpu']}, "
+        f"`python -m benchmarks.stage1 DATA {' '.join(f'results/{name}' for name in started)} {' '.join(words)}`, {where['date']}, {where['cpu']}, "
         f"commit {where['commit']}, code {where['code']}. How each run was trained stands in retrieval-NAME.md.",
         "",
         "| dataset | method | tower | image AUROC | 95 % interval | less the tower before | pixel AUROC |",
