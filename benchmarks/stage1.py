@@ -100,6 +100,7 @@ def _measure(
 def _page(content: dict[str, Any], options: argparse.Namespace, runs: dict[Key, Run]) -> str:
     where, started = content["environment"], content["started_from"]
     words = [f"--dataset {one}" for one in options.dataset or ()] + [f"--method {one}" for one in options.method or ()]
+    runs_in = " ".join(f"results/{name}" for name in started)
     words += [f"--k {options.k} --seeds {options.seeds} --half {options.half} --preset {options.preset}"]
     lines = [
         "# Detection before and after stage 1",
@@ -107,7 +108,7 @@ def _page(content: dict[str, Any], options: argparse.Namespace, runs: dict[Key, 
         f"In percent, k = {options.k}, preset {options.preset}, groups: {options.half}, seeds: {options.seeds}; 95 % "
         "interval by bootstrap over scans, differences paired over the same scans.",
         "",
-        f"`python -m benchmarks.stage1 DATA {' '.join(f'results/{name}' for name in started)} {' '.join(words)}`, {where['date']}, {where['cpu']}, "
+        f"`python -m benchmarks.stage1 DATA {runs_in} {' '.join(words)}`, {where['date']}, {where['cpu']}, "
         f"commit {where['commit']}, code {where['code']}. How each run was trained stands in retrieval-NAME.md.",
         "",
         "| dataset | method | tower | image AUROC | 95 % interval | less the tower before | pixel AUROC |",
