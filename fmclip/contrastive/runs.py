@@ -132,8 +132,13 @@ def make_accelerator(config: PretrainConfig, device: str = "auto") -> Any:
         PairError: The device is not there, or several processes cannot share it.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
     from accelerate.utils import InitProcessGroupKwargs
 
+    if (
+        is_initialized() and AcceleratorState().num_processes == 1
+    ):  # else an earlier run's precision or device would stay
+        AcceleratorState._reset_state(reset_partial_state=True)
     wanted = _wanted_device(device)
     if wanted is not None and wanted.index is not None:
         torch.cuda.set_device(wanted)

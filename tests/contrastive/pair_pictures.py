@@ -1,6 +1,9 @@
 """Pictures that a text can be said about."""
 
+import io
+
 import numpy as np
+from PIL import Image
 
 
 def draw_picture(number: int) -> np.ndarray:
@@ -15,3 +18,10 @@ def draw_picture(number: int) -> np.ndarray:
     elif kind == 2:
         pixels += 60 * ((y // 6) % 2)
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+def encoded(number: int, kind: str = "PNG") -> bytes:
+    """One of the pictures as the content of a file."""
+    file = io.BytesIO()
+    Image.fromarray(draw_picture(number)).save(file, format=kind)
+    return file.getvalue()

@@ -6,19 +6,12 @@ import os
 import tarfile
 
 import pytest
-from pair_pictures import draw_picture
-from PIL import Image
+from pair_pictures import draw_picture, encoded
 
 from fmclip.contrastive.config import PairsConfig
 from fmclip.contrastive.pairs import ImageBytes, collect
 from fmclip.contrastive.sources import list_pairs
 from fmclip.errors import PairError
-
-
-def encoded(number: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(draw_picture(number)).save(file, format=kind)
-    return file.getvalue()
 
 
 def listed(**settings):

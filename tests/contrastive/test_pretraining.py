@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fmclip.contrastive.logs import EpochDone, StepDone, read_log
+from fmclip.contrastive.models import PairModel
 from fmclip.contrastive.runs import evaluate_run, find_checkpoint, pretrain, run_folder
 from fmclip.errors import PairError, Stopped
 from fmclip.towers import get_tower
@@ -157,6 +159,29 @@ def test_gradient_caching_changes_nothing_but_the_memory(settings, loss):
         assert torch.allclose(tensor, weights(parts)[name], atol=2e-5), name
 
 
+def test_gradient_caching_holds_a_chunk_at_a_time(settings, monkeypatch):
+    sizes = []
+    encode = PairModel.encode_images
+
+    def watched(model, pixels):
+        sizes.append(len(pixels))
+        return encode(model, pixels)
+
+    monkeypatch.setattr(PairModel, "encode_images", watched)
+    run(settings("epochs=1", "chunk_size=3"))
+    assert max(sizes) == 3
+    assert sizes[:6] == [3, 3, 2] * 2  # without a graph, then each once more with one
+
+
+def test_mixed_precision_learns_the_same_in_single_precision_weights(settings):
+    extra = ("epochs=3", "lr=2e-3", "mixup_alpha=0.4")
+    _, exact = run(settings("name=exact", *extra))
+    folder, rounded = run(settings("name=rounded", "precision=bf16", *extra))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert {tensor.dtype for name, tensor in weights(folder).items() if "position" not in name} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch(settings, tmp_path):
     extra = ("epochs=2", "lr=1e-2", "mixup_alpha=0", *STEADY)
@@ -220,9 +245,29 @@ def test_temperature_and_loss_are_logged(settings):
     assert sum(bool(row["val_loss"]) for row in rows) == 2
 
 
+def test_tensorboard_gets_what_the_log_holds(settings, monkeypatch):
+    written = []
+
+    class Board:
+        def __init__(self, folder, purge_step=None):
+            written.append(("folder", Path(folder).name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    _, losses = run(settings("epochs=2", "log=tensorboard"))
+    assert written[0] == ("folder", "tensorboard", None)
+    assert [entry for entry in written if entry[0] == "loss"] == [("loss", loss, n) for n, loss in enumerate(losses, 1)]
+    assert [step for name, _, step in written[1:-1] if name == "val_loss"] == [3, 6]
+    assert written[-1] == "closed"
+
+
 def test_a_temperature_at_its_limit_can_leave_it_again():
     from fmclip.contrastive.config import load_config
-    from fmclip.contrastive.models import PairModel
     from fmclip.contrastive.step import contrastive_loss
 
     config = load_config("mini-align", ["start=tiny", "train_image=all", "train_text=all", "temperature=0.001"])
