@@ -19,7 +19,7 @@ from fmclip.errors import FmclipError
 from fmclip.page.handlers import MAX_QUERIES, PAPER, TowerInUse
 from fmclip.page.linked_files import find_files, offer_file
 from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
-from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET
+from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET, MAX_VISITORS
 from fmclip.scans import AS_STORED, Scan
 from fmclip.session import Adapted, Finding, Session
 
@@ -136,7 +136,7 @@ class Service:
 
 def add_endpoints(service: Service) -> None:
     """Put both endpoints into the page that is being built."""
-    gr.api(service.adapt, api_name="adapt", concurrency_id="tower", concurrency_limit=16)
+    gr.api(service.adapt, api_name="adapt", concurrency_id="tower", concurrency_limit=MAX_VISITORS)
     gr.api(service.predict, api_name="predict", concurrency_limit=4)
 
 
