@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from collections import Counter
 
 import pytest
 
@@ -31,8 +32,9 @@ def test_a_small_crowd_is_measured_and_gets_the_answers_that_each_gets_alone(tmp
     assert "| 2 | yes |" in (tmp_path / "load.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_fifty_sessions_leave_no_scan_no_map_and_no_adapter_behind(cache):
+def test_sessions_that_ended_leave_no_scan_no_map_and_no_adapter_behind(cache):
     import argparse
 
     from page_scans import CPU
@@ -44,14 +46,14 @@ def test_fifty_sessions_leave_no_scan_no_map_and_no_adapter_behind(cache):
     def living() -> dict[str, int]:
         gc.collect()
         kinds = (Scan, Finding, Adapter, Visitor, Session)
-        everything = gc.get_objects()
-        return {kind.__name__: sum(isinstance(one, kind) for one in everything) for kind in kinds}
+        everything = Counter(type(one) for one in gc.get_objects())
+        return {kind.__name__: everything[kind] for kind in kinds}
 
     page = Handlers(Visitors(lambda: Session("tiny", "cpu")), [], CPU)
     options = argparse.Namespace(tower="tiny", method="patch_memory", preset="fast", k=4)
     load._Visit(page, options, cache.parent, 0).run()
     kept, before = len(learning._detectors), living()
-    for place in range(1, 51):
+    for place in range(1, 9):
         load._Visit(page, options, cache.parent, place).run()
     assert living() == before
     assert len(learning._detectors) == kept

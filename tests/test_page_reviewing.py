@@ -290,3 +290,8 @@ def test_the_overview_places_every_query_and_none_hides_another(reviewing, visit
     crowded = score_charts.overview([findings[0]] * 5, findings[0], 0.5)
     lanes = {part.split("px")[0] for part in crowded.split("bottom:")[1:]}
     assert len(lanes) == 5
+    for count in (8, 20):  # more than there are lanes for large marks: small ones
+        crowded = score_charts.overview([findings[0]] * count, findings[0], 0.5)
+        lanes = {part.split("px")[0] for part in crowded.split("bottom:")[1:]}
+        assert len(lanes) == count
+        assert crowded.count("fm-small") == count
