@@ -93,7 +93,10 @@ def test_every_colour_map_rises_in_lightness(name):
 
 
 def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(reviewing, handlers, visitors):
-    page = shown(reviewing.ask(event(x=0.2, y=0.4), ME))
+    updates = list(reviewing.ask(event(x=0.2, y=0.4), ME))
+    assert "Comparing a spot of" in updates[0]["why_note"]  # at once: a large tower takes its time
+    page = shown(updates)
+    assert page["why_note"] == ""
     assert "Distance" in page["why"]
     assert "reference scan" in page["why"]
     assert page["why"].count("<img") >= 4
