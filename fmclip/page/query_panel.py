@@ -125,7 +125,7 @@ def connect_queries(parts: dict[str, Any], handlers: Handlers, reading: list[Any
     on(parts["spot"].click, reviewing.ask, takes_event=True, concurrency_limit=4, trigger_mode="always_last")
     on(parts["ask_highest"].click, reviewing.ask_highest, concurrency_limit=4)
     training = [parts["scan_type"], parts["preset"]]
-    together = {"concurrency_id": "tower", "concurrency_limit": MAX_VISITORS}
+    together: dict[str, Any] = {"concurrency_id": "tower", "concurrency_limit": MAX_VISITORS}
     on(parts["normal_scan"].click, reviewing.scan_is_normal, training, **together)
     on(parts["normal_contours"].click, reviewing.contours_are_normal, concurrency_limit=4)
     on(parts["normal_open"].click, reviewing.open_editor)

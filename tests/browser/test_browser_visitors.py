@@ -10,8 +10,10 @@ LONG = 300_000  # ms
 KEEP_STATUS = """() => {
   window.told = [];
   const status = document.querySelector('#status');
-  new MutationObserver(() => window.told.push(status.innerText)).observe(
-    status, {childList: true, subtree: true, characterData: true});
+  new MutationObserver(() => {
+    const text = status.querySelector('.fm-note')?.innerText ?? '';
+    if (text !== window.told.at(-1)) window.told.push(text);
+  }).observe(status, {childList: true, subtree: true, characterData: true});
 }"""
 
 
@@ -37,6 +39,7 @@ def test_the_second_in_line_sees_the_place_and_both_get_the_answers_they_get_alo
         prepared(first, "brain_mri_t1")
         prepared(second, "retinal_fundus")
         first.click("#adapt", no_wait_after=True)
+        first.wait_for_function("window.told.some(text => /patch memory/i.test(text))", timeout=LONG)
         second.click("#adapt", no_wait_after=True)
         together = [scores(page) for page in (first, second)]
         told = [text for page in (first, second) for text in page.evaluate("window.told")]
