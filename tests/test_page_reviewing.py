@@ -9,7 +9,7 @@ from PIL import Image
 
 from fmclip.colours import COLOUR_MAPS
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
-from fmclip.page import explaining, score_charts, uploads
+from fmclip.page import answers, explaining, score_charts, uploads
 from fmclip.page.cases import Case
 from fmclip.page.handlers import NORMAL_BUTTONS, Handlers
 from fmclip.page.painting import canvas, painted_mask
@@ -109,6 +109,13 @@ def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(
     assert explaining.ASK in other["why"]
     assert "Layer by layer" not in other["maps"]
     assert "Distance" in shown(handlers.select(event(index=1), ME))["why"]
+
+
+def test_an_answer_that_comes_while_other_answers_are_drawn_is_not_drawn_over(reviewing, visitors):
+    drawing = answers.fill(visitors.get(ME))
+    assert "Distance" not in next(drawing)["why"]  # reaches the page after the answer below
+    shown(reviewing.ask_highest(ME))
+    assert "Distance" in shown(drawing)["why"]
 
 
 def test_the_highest_spot_lies_where_the_anomaly_is(reviewing, visitors):
