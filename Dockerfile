@@ -1,5 +1,6 @@
 # For a host of one's own: the page on the embedded tower, as an unprivileged user, without any network of its own.
 # docker build -t fmclip . && docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:7860:7860 fmclip
+# For adapters on the Hugging Face Hub, or a tower from there (FMCLIP_TOWER=hf-hub:...): -e HF_HUB_OFFLINE=0
 FROM python:3.12-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 \
@@ -19,5 +20,5 @@ COPY examples examples
 RUN useradd --uid 1000 --no-create-home fmclip
 USER fmclip
 EXPOSE 7860
-HEALTHCHECK --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/')"]
+HEALTHCHECK --start-period=120s CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['GRADIO_SERVER_PORT'])"]
 CMD ["python", "app.py"]

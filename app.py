@@ -33,7 +33,7 @@ from fmclip.page.teaching import Teaching
 from fmclip.page.tour import TOUR
 from fmclip.page.tower import TowerLoader
 from fmclip.page.uploads import AS_STORED, WINDOWS
-from fmclip.page.visitors import Visitors
+from fmclip.page.visitors import MAX_VISITORS, Visitors
 from fmclip.page.wiring import connect, token_of
 from fmclip.scans.series import MIDDLE
 
@@ -168,7 +168,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
             on(on(parts[name].click, getattr(handlers, name)).then, checks.look, trigger_mode="always_last")
         on(parts["clear_references"].click, handlers.clear_references)
         connect_teaching(parts, Teaching(handlers), reading)
-        on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=16)
+        on(adapt.click, handlers.adapt, [scan_type, preset], concurrency_id="tower", concurrency_limit=MAX_VISITORS)
         on(stop.click, handlers.stop, queue=False)
         on(adapter_file.upload, handlers.load_adapter, [adapter_file], concurrency_limit=4)
         connect_queries(parts, handlers, reading)
@@ -187,7 +187,9 @@ def launch() -> None:
     """Serve the page; the tower is loaded while the first visitor looks at it."""
     loader = TowerLoader(TOWER, DEVICE)
     page = build_page(loader)
-    page.queue(max_size=64).launch(
+    # trainings wait in the line of `fmclip.background.Turns`, which tells the place in it; gradio's own is not shown
+    page.queue(max_size=4 * MAX_VISITORS, default_concurrency_limit=4).launch(
+        max_threads=3 * MAX_VISITORS,  # a training holds one
         theme=style.theme(),
         css=style.CSS,
         ssr_mode=False,

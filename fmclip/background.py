@@ -68,7 +68,15 @@ class Ended:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Somebody else's work is running on the device; this one has to wait."""
+    """Somebody else's work is running on the device: this one waits for its first turn, or takes turns with it.
+
+    Attributes:
+        place: Its place in the line, from 1 on, before its first turn; 0 after that.
+        count: How many are in the line, this one included; 1 once it is alone again.
+    """
+
+    place: int
+    count: int
 
 
 def stream(work: Callable[[Put, Ended], None], stop: StopSignal, grace: float) -> Iterator[Any]:
@@ -136,15 +144,19 @@ class Turns:
             self._line.append(me)
         try:
             self._wait(me, ended, put)
-            yield partial(self._hand_over, me, ended)
+            yield partial(self._hand_over, me, ended, put, [1])
         finally:
             with self._moved:
                 self._line.remove(me)
                 self._moved.notify_all()
 
-    def _hand_over(self, me: object, ended: Ended) -> None:
+    def _hand_over(self, me: object, ended: Ended, put: Put, told: list[int]) -> None:
         with self._moved:
-            if len(self._line) == 1:
+            count = len(self._line)
+            if count != told[0]:
+                told[0] = count
+                put(Waiting(0, count))
+            if count == 1:
                 return
             self._line.remove(me)
             self._line.append(me)
@@ -152,12 +164,13 @@ class Turns:
         self._wait(me, ended)
 
     def _wait(self, me: object, ended: Ended, put: Put | None = None) -> None:
-        since, told = time.monotonic(), put is None
+        since, told = time.monotonic(), (0, 0)
         with self._moved:
             while self._line[0] is not me:
                 if ended.is_set():
                     raise Stopped
-                if put is not None and not told and time.monotonic() - since > _PATIENCE_SECONDS:
-                    put(Waiting())
-                    told = True
+                here = self._line.index(me) + 1, len(self._line)
+                if put is not None and here != told and time.monotonic() - since > _PATIENCE_SECONDS:
+                    put(Waiting(*here))
+                    told = here
                 self._moved.wait(timeout=_POLL_SECONDS)

@@ -78,7 +78,10 @@ def pull_adapter(target: Path, repository: str, token: str = "", *, api: Any = N
 
 def _hub() -> Any:
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
 
+    if is_offline_mode():
+        raise FmclipError("This host keeps off the Hugging Face Hub (HF_HUB_OFFLINE is set): use Download and Load.")
     return HfApi(token=False)  # never the token of the machine's owner
 
 

@@ -46,6 +46,7 @@ class Tracker:
         what: What is trained, for `PACES`: tower, device, method.
         plan: Stages to come with their steps.
         notices: What was done another way than asked for.
+        others: Trainings of other visitors that it takes turns with.
     """
 
     started: float
@@ -62,6 +63,7 @@ class Tracker:
     first_done: float = 0.0
     last_done: float = 0.0
     told: float = -math.inf
+    others: int = 0
 
     def begin(self, stage: str, steps: int) -> Progress:
         """A stage starts."""
@@ -93,6 +95,11 @@ class Tracker:
         self.notices.append(notice)
         return self.progress(notice)
 
+    def wait(self, place: int, count: int) -> Progress:
+        """Say where it is in the line of trainings on this machine, see `fmclip.background.Waiting`."""
+        self.others = count - 1
+        return self.progress(f"waiting in the queue: place {place} of {count} on this machine" if place else "")
+
     def progress(self, message: str = "") -> Progress:
         """Say how far it is."""
         self.told = time.monotonic()
@@ -111,9 +118,13 @@ class Tracker:
             tuple(self.losses),
             self.told - self.started,
             eta,
-            message or f"{self.stage}{done}{left}",
+            message or f"{self.stage}{done}{left}{self._shared()}",
             total,
         )
+
+    def _shared(self) -> str:
+        many = "another training" if self.others == 1 else f"{self.others} other trainings"
+        return f", taking turns with {many} on this machine" if self.others else ""
 
     def _left(self, eta: float | None) -> float | None:
         """Seconds until the end of all stages, with what was measured here before."""

@@ -373,7 +373,7 @@ class Session:
                 findings = tuple(Finding.of(one, found[one.digest], calibration, self.adapter_key) for one in mapped)
                 yield Preview(event.stage, findings)
             elif isinstance(event, Waiting):
-                yield tracker.progress("waiting for another training on this machine")
+                yield tracker.wait(event.place, event.count)
             elif isinstance(event, Notice):
                 yield tracker.tell(event.text)
             elif isinstance(event, StageStarted):

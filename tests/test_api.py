@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +50,7 @@ def test_the_same_scans_and_seed_give_the_same_answer_and_uploads_are_gone(servi
         rows, overlays = service.predict(adapter, pictures(cache, 9))
         scores.append((facts["threshold"], rows[0]["score"]))
         assert not list(cache.rglob("*Mustermann*"))
-        assert not Path(adapter).exists()
+        assert not Path(adapter["path"]).exists()
         assert len(overlays) == 1
     assert scores[0] == scores[1]
 
@@ -100,4 +99,3 @@ def test_the_mcp_server_is_off_unless_asked_for_and_says_what_it_needs(monkeypat
         api.wants_mcp()
     monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
     assert api.wants_mcp()
-    assert "mcp" not in sys.modules

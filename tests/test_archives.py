@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from page_scans import save_picture
 from pydicom.uid import generate_uid
@@ -123,7 +124,7 @@ def test_a_picture_with_an_archive_behind_it_is_the_picture(cache, tmp_path):
     assert len(take_scans([str(cache / "c.dcm")], 1, 10).scans) == 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz(600)
 @given(edits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=5), keep=st.floats(0, 1))
 def test_damaged_archives_are_unpacked_or_refused_with_a_reason(tmp_path, edits, keep):
     folder = tmp_path / "out"

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 from detectors.detector_scans import normal_scan
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmclip.calibration import Calibration
@@ -14,7 +15,7 @@ from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.errors import CheckpointError
 
 NAME = "Mustermann-4711"
-SETTINGS = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = fuzz(400)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

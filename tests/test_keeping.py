@@ -242,6 +242,13 @@ def test_the_hubs_own_errors_and_the_token_are_never_told(page, keeping, visitor
     assert "Pushing needs a token" in shown(keeping.push("me/brains", "", True, ME))["hub_note"]
 
 
+def test_a_host_that_keeps_off_the_hub_says_so(adapter, tmp_path):
+    with pytest.raises(FmclipError, match="keeps off the Hugging Face Hub"):  # the tests run so
+        push_adapter(adapter, "me/brains", TOKEN)
+    with pytest.raises(FmclipError, match="use Download and Load"):
+        pull_adapter(tmp_path / "back.safetensors", "me/brains")
+
+
 def test_the_page_pushes_and_pulls_and_wipes_the_token(page, keeping, visitors, cache, monkeypatch):
     adapted(page, keeping, cache)
     hub = FakeHub()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fmclip.colours import COLOUR_MAPS
 from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step
-from fmclip.page import explaining, score_charts, uploads
+from fmclip.page import answers, explaining, score_charts, uploads
 from fmclip.page.cases import Case
 from fmclip.page.handlers import NORMAL_BUTTONS, Handlers
 from fmclip.page.painting import canvas, painted_mask
@@ -93,7 +93,10 @@ def test_every_colour_map_rises_in_lightness(name):
 
 
 def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(reviewing, handlers, visitors):
-    page = shown(reviewing.ask(event(x=0.2, y=0.4), ME))
+    updates = list(reviewing.ask(event(x=0.2, y=0.4), ME))
+    assert "Comparing a spot of" in updates[0]["why_note"]  # at once: a large tower takes its time
+    page = shown(updates)
+    assert page["why_note"] == ""
     assert "Distance" in page["why"]
     assert "reference scan" in page["why"]
     assert page["why"].count("<img") >= 4
@@ -106,6 +109,13 @@ def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(
     assert explaining.ASK in other["why"]
     assert "Layer by layer" not in other["maps"]
     assert "Distance" in shown(handlers.select(event(index=1), ME))["why"]
+
+
+def test_an_answer_that_comes_while_other_answers_are_drawn_is_not_drawn_over(reviewing, visitors):
+    drawing = answers.fill(visitors.get(ME))
+    assert "Distance" not in next(drawing)["why"]  # reaches the page after the answer below
+    shown(reviewing.ask_highest(ME))
+    assert "Distance" in shown(drawing)["why"]
 
 
 def test_the_highest_spot_lies_where_the_anomaly_is(reviewing, visitors):
@@ -290,3 +300,8 @@ def test_the_overview_places_every_query_and_none_hides_another(reviewing, visit
     crowded = score_charts.overview([findings[0]] * 5, findings[0], 0.5)
     lanes = {part.split("px")[0] for part in crowded.split("bottom:")[1:]}
     assert len(lanes) == 5
+    for count in (8, 20):  # more than there are lanes for large marks: small ones
+        crowded = score_charts.overview([findings[0]] * count, findings[0], 0.5)
+        lanes = {part.split("px")[0] for part in crowded.split("bottom:")[1:]}
+        assert len(lanes) == count
+        assert crowded.count("fm-small") == count

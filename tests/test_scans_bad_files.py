@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scan_files import PATIENT, dicom_sample, gradient, png_chunk, tiff_header, write_dicom, write_nifti, write_png
@@ -197,7 +198,7 @@ def seeds(tmp_path_factory):
     return {name: (folder / name).read_bytes() for name in SEEDS}
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz(2000)
 @given(
     name=st.sampled_from(SEEDS),
     edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=8)), max_size=6),

@@ -132,10 +132,14 @@ def test_a_second_visitor_is_told_to_wait_while_queries_of_others_are_answered(g
     running.start()
     assert gated.reached.wait(timeout=20)
     waiting = second.adapt(make_scans(2, 4), preset="fast")
-    assert "waiting for another training" in next(waiting).message
+    assert "place 2 of 2" in next(waiting).message
     assert len(third.query(make_scans(9, 1))) == 1
+    later = third.adapt(make_scans(3, 4), preset="fast")
+    assert "place 3 of 3" in next(later).message
+    assert "place 2 of 3" in next(waiting).message
     gated.opened.set()
     assert isinstance(list(waiting)[-1], Adapted)
+    assert isinstance(list(later)[-1], Adapted)
     running.join()
 
 
@@ -156,6 +160,7 @@ def test_a_second_visitor_is_answered_and_done_while_the_fit_of_the_first_goes_o
     running.start()
     assert gated.reached.wait(timeout=20)
     events = list(second.adapt(make_scans(2, 4), preset="fast", preview_queries=queries))
+    assert any("taking turns with another training" in getattr(event, "message", "") for event in events)
     assert [event.stage for event in events if isinstance(event, Preview)] == ["patch memory", "stage 2"]
     assert first.is_adapting
     assert not first.is_adapted

@@ -50,9 +50,17 @@ def take(visitor: Visitor, found: Sequence[Finding]) -> None:
 def fill(visitor: Visitor) -> Iterator[Updates]:
     """Ask for the findings that are missing, a few at a time, and show them as they come."""
     take(visitor, ())
-    yield show(visitor)
+    yield from _shown(visitor)
     while visitor.session.is_adapted and (missing := _missing(visitor)):
         take(visitor, visitor.session.query(missing[:CHUNK]))
+        yield from _shown(visitor)
+
+
+def _shown(visitor: Visitor) -> Iterator[Updates]:
+    """Draw; once more if a question why was answered meanwhile: its answer may have been drawn over."""
+    asked = visitor.why
+    yield show(visitor)
+    if visitor.why is not asked:
         yield show(visitor)
 
 

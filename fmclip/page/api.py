@@ -17,8 +17,9 @@ import gradio as gr
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
 from fmclip.page.handlers import MAX_QUERIES, PAPER, TowerInUse
+from fmclip.page.linked_files import find_files, offer_file
 from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
-from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET
+from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET, MAX_VISITORS
 from fmclip.scans import AS_STORED, Scan
 from fmclip.session import Adapted, Finding, Session
 
@@ -48,11 +49,12 @@ class Service:
         slices: str = "middle",
         window: str = AS_STORED,
         seed: float = 0,
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Learn from normal scans and return an adapter file. Research use only; not a medical device.
 
         Args:
-            normals: 2 to 64 normal scans of one type and view: PNG, JPEG, TIFF, DICOM, NIfTI, or a zip of them.
+            normals: 2 to 64 normal scans of one type and view: PNG, JPEG, TIFF, DICOM, NIfTI, or a zip of them; each
+                a link to a file that was uploaded to this page, or a base64 data: URL.
             scan_type: What they show, such as "brain MRI".
             method: Name of a method, such as fusionmedclip or patch_memory.
             preset: fast, full, or paper (which needs a GPU).
@@ -63,14 +65,14 @@ class Service:
         Returns:
             The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
         """
-        return _told(lambda: self._adapt(normals, scan_type, method, preset, slices, window, seed))
+        return _told(lambda: self._adapt(find_files(normals), scan_type, method, preset, slices, window, seed))
 
-    def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[str]]:
+    def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[Any]]:
         """Show where scans deviate from the normal scans of an adapter. Research use only; not a medical device.
 
         Args:
-            adapter: A .safetensors file from adapt.
-            scans: Up to 64 scans of the same type; they are read through the window of the adapter.
+            adapter: The .safetensors file from adapt; a link to it can be used again.
+            scans: Up to 64 scans of the same type, given as for adapt; they are read through the window of the adapter.
             slices: Slices of volumes, such as "middle", "40" or "40-80:5".
 
         Returns:
@@ -80,7 +82,7 @@ class Service:
 
     def _adapt(
         self, normals: Sequence[str], scan_type: str, method: str, preset: str, slices: str, window: str, seed: float
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         from fmclip.detectors import DETECTORS
 
         with deleted_if_refused(normals):
@@ -103,7 +105,7 @@ class Service:
             session.save(file)
             assert outcome is not None, "a fit ends with its outcome, or raises"
             assert outcome.calibration is not None, "and a fit that was not stopped has learned something"
-            return str(file), {
+            return offer_file(file), {
                 "method": method,
                 "references": len(outcome.calibration.reference_scores),
                 "threshold": outcome.calibration.threshold,
@@ -114,40 +116,28 @@ class Service:
         finally:
             session.close()
 
-    def _predict(self, adapter: str, scans: Sequence[str], slices: str) -> tuple[list[dict[str, Any]], list[str]]:
-        session = self._new_session()
+    def _predict(
+        self, adapter: Any, given: Sequence[Any], slices: str
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        session, scans = self._new_session(), find_files(given)
         try:
-            try:
-                with deleted_if_refused(scans):
-                    session.load(adapter or "")
-                    reading = Reading.parse(slices, session.window or AS_STORED)
-            finally:
-                delete(adapter)
+            with deleted_if_refused(scans):
+                (file,) = find_files([adapter], keep=True)
+                try:
+                    session.load(file)
+                finally:
+                    delete(file)
+                reading = Reading.parse(slices, session.window or AS_STORED)
             found = session.query(_read(scans, MAX_QUERIES, reading)[0])
-            return [_row(one) for one in found], [_overlay(one) for one in found]
+            return [_row(one) for one in found], [offer_file(_overlay(one)) for one in found]
         finally:
             session.close()
 
 
 def add_endpoints(service: Service) -> None:
-    """Put both endpoints into the page that is being built; their components are seen by no visitor."""
-    with gr.Row(visible=False):
-        normals, scans = gr.File(file_count="multiple"), gr.File(file_count="multiple")
-        adapter, learned, overlays = gr.File(), gr.File(), gr.File(file_count="multiple")
-        texts = [gr.Textbox(value) for value in ("medical scan", DEFAULT_METHOD, DEFAULT_PRESET, "middle", AS_STORED)]
-        seed, slices = gr.Number(0), gr.Textbox("middle")
-        facts, rows = gr.JSON(), gr.JSON()
-        gr.Button().click(
-            service.adapt,
-            [normals, *texts, seed],
-            [learned, facts],
-            api_name="adapt",
-            concurrency_id="tower",
-            concurrency_limit=16,
-        )
-        gr.Button().click(
-            service.predict, [adapter, scans, slices], [rows, overlays], api_name="predict", concurrency_limit=4
-        )
+    """Put both endpoints into the page that is being built."""
+    gr.api(service.adapt, api_name="adapt", concurrency_id="tower", concurrency_limit=MAX_VISITORS)
+    gr.api(service.predict, api_name="predict", concurrency_limit=4)
 
 
 def wants_mcp() -> bool:

@@ -10,7 +10,7 @@ import gradio as gr
 from fmclip.page.keeping import READ_KEY, WRITE_KEY, Keeping
 from fmclip.page.methods import BEFORE_THE_TOWER
 from fmclip.page.teaching import Teaching
-from fmclip.page.visitors import DEFAULT_METHOD
+from fmclip.page.visitors import DEFAULT_METHOD, MAX_VISITORS
 from fmclip.page.wiring import connect
 
 EXAMPLE_CLICK = """
@@ -76,7 +76,7 @@ def connect_teaching(parts: dict[str, Any], teaching: Teaching, reading: list[An
     """Wire both panels, and the button that goes on; `reading` are the inputs for slice and window."""
     on = partial(connect, parts)
     on(parts["preset"].input, teaching.choose_preset, [parts["preset"]])
-    on(parts["go_on"].click, teaching.go_on, concurrency_id="tower", concurrency_limit=16)
+    on(parts["go_on"].click, teaching.go_on, concurrency_id="tower", concurrency_limit=MAX_VISITORS)
     on(parts["synthetic"].click, teaching.replay, takes_event=True)
     on(parts["method"].input, teaching.choose_method, [parts["method"]])
     on(parts["abnormal_files"].upload, teaching.add_abnormals, [parts["abnormal_files"], *reading])

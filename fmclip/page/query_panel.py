@@ -12,6 +12,7 @@ from fmclip.page import exports, html, style
 from fmclip.page.answers import NO_QUERIES
 from fmclip.page.handlers import Handlers
 from fmclip.page.reviewing import Reviewing
+from fmclip.page.visitors import MAX_VISITORS
 from fmclip.page.wiring import connect
 
 CAUTION = (
@@ -124,7 +125,8 @@ def connect_queries(parts: dict[str, Any], handlers: Handlers, reading: list[Any
     on(parts["spot"].click, reviewing.ask, takes_event=True, concurrency_limit=4, trigger_mode="always_last")
     on(parts["ask_highest"].click, reviewing.ask_highest, concurrency_limit=4)
     training = [parts["scan_type"], parts["preset"]]
-    on(parts["normal_scan"].click, reviewing.scan_is_normal, training, concurrency_id="tower", concurrency_limit=16)
+    together: dict[str, Any] = {"concurrency_id": "tower", "concurrency_limit": MAX_VISITORS}
+    on(parts["normal_scan"].click, reviewing.scan_is_normal, training, **together)
     on(parts["normal_contours"].click, reviewing.contours_are_normal, concurrency_limit=4)
     on(parts["normal_open"].click, reviewing.open_editor)
     on(parts["normal_painted"].click, reviewing.painted_is_normal, [parts["normal_editor"]], concurrency_limit=4)

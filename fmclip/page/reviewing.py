@@ -33,21 +33,22 @@ class Reviewing(HandlerGroup):
         return answers.show(visitor)
 
     @guarded("why_note")
-    def ask(self, event: gr.EventData, token: str) -> Updates:
+    def ask(self, event: gr.EventData, token: str) -> Iterator[Updates]:
         """Say what a spot was compared with; its place comes as shares of the width and the height."""
         visitor = self._visitors.get(token)
         finding = _selected(visitor)
         x, y = (min(max(float(event._data[name]), 0.0), 1.0) for name in ("x", "y"))
-        return self._explain(visitor, finding, x * finding.scan.width, y * finding.scan.height)
+        yield from self._explain(visitor, finding, x * finding.scan.width, y * finding.scan.height)
 
     @guarded("why_note")
-    def ask_highest(self, token: str) -> Updates:
+    def ask_highest(self, token: str) -> Iterator[Updates]:
         """Say what the spot was compared with that decides about the score."""
         visitor = self._visitors.get(token)
         finding = _selected(visitor)
-        return self._explain(visitor, finding, *explaining.highest_spot(finding))
+        yield from self._explain(visitor, finding, *explaining.highest_spot(finding))
 
-    def _explain(self, visitor: Visitor, finding: Finding, x: float, y: float) -> Updates:
+    def _explain(self, visitor: Visitor, finding: Finding, x: float, y: float) -> Iterator[Updates]:
+        yield {"why_note": html.note(f"Comparing a spot of {finding.label} with the references …")}
         adapter = visitor.session.adapter_key
         explanation = visitor.session.explain(finding.scan, x, y)
         looks = {}
@@ -57,7 +58,7 @@ class Reviewing(HandlerGroup):
         if visitor.session.adapter_key != adapter:
             raise FmclipError("Another adapter has come into use meanwhile: ask again.")
         visitor.why = explaining.Why.of(explanation, adapter, looks)
-        return {"why_note": "", **answers.closer(visitor, finding)}
+        yield {"why_note": "", **answers.closer(visitor, finding)}
 
     @guarded("normal_note")
     def scan_is_normal(self, scan_type: str | None, preset: str, token: str) -> Iterator[Updates]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 WIDTH, LEFT, RIGHT = 320, 10, 310
 BASE, TOP = 96, 24
 BINS = 25
-LANE_WIDTH = 0.065
-"""Share of the line that a mark of the overview takes; those that would touch go to another lane."""
-MAX_LANES = 6
+MARKS = ((0.065, 26, 6, ""), (0.032, 14, 24, "fm-small"))
+"""Marks of the overview, large and small: share of the line that one takes (those that would touch go to another lane),
+height of a lane in pixels, lanes at most, class. Small ones, without their numbers, are for many scans."""
 
 
 def score_histogram(reference_scores: Sequence[float], threshold: float, score: float) -> str:
@@ -73,34 +73,46 @@ def describe_odds(reference_scores: Sequence[float], score: float) -> str:
 
 def overview(findings: Sequence[Finding], selected: Finding, threshold: float) -> str:
     """Place all queries of the session on the line of scores, above the references; `data-index` as on the cards."""
-    order = sorted(range(len(findings)), key=lambda place: findings[place].score)
-    ends: list[float] = []
+    scores = [finding.score for finding in findings]
+    fitting = next((mark for mark in MARKS if max(_lanes(scores, mark[0])) < mark[2]), MARKS[-1])
+    width, height, most, size = fitting
+    lanes = _lanes(scores, width)
+    count = min(most, max(lanes) + 1)
     marks = []
-    for place in order:
-        finding = findings[place]
-        lane = next((lane for lane, end in enumerate(ends) if finding.score >= end), len(ends)) % MAX_LANES
-        ends[lane : lane + 1] = [finding.score + LANE_WIDTH]
+    for place in sorted(range(len(findings)), key=scores.__getitem__):
+        finding, lane = findings[place], lanes[place] % most
         high = finding.score > threshold
         words = f"{finding.label}, score {finding.score:.2f}, {'deviates' if high else 'within the references'}"
         number = finding.label.rpartition(" ")[2]
         marks.append(
-            f'<button type="button" class="fm-dot-button {"fm-high" if high else ""}" data-index="{place}" '
-            f'tabindex="-1" style="left:{100 * finding.score:.1f}%;bottom:{20 + 26 * lane}px" title="{escape(words)}" '
+            f'<button type="button" class="fm-dot-button {"fm-high" if high else ""} {size}" data-index="{place}" '
+            f'tabindex="-1" style="left:{100 * finding.score:.1f}%;bottom:{20 + height * lane}px" '
+            f'title="{escape(words)}" '
             f'aria-label="{escape(words)}" aria-pressed="{"true" if finding is selected else "false"}">'
             f"{escape(number)}</button>"
         )
-    lanes = max(1, len(ends))
     ticks = "".join(f'<i style="left:{100 * value:.1f}%"></i>' for value in selected.reference_scores)
     above = sum(finding.score > threshold for finding in findings)
     label = f"{above} of {len(findings)} scans lie above the threshold {threshold:.2f}"
     side = "fm-left" if threshold > 0.6 else ""
     return (
-        f'<div class="fm-overview" role="group" aria-label="{label}" style="height:{30 + 26 * lanes}px">'
+        f'<div class="fm-overview" role="group" aria-label="{label}" style="height:{30 + height * count}px">'
         f'<div class="fm-beyond" style="left:{100 * threshold:.1f}%"><span class="{side}">threshold '
         f'{threshold:.2f}</span></div><div class="fm-ticks">{ticks}</div>{"".join(marks)}</div>'
         '<p class="fm-scale"><span>0</span><span>circles: query scans by their score; ticks: reference scans</span>'
         "<span>1</span></p>"
     )
+
+
+def _lanes(scores: Sequence[float], width: float) -> list[int]:
+    """The lane of each mark, so that no two touch that take so much of the line."""
+    ends: list[float] = []
+    lanes = [0] * len(scores)
+    for place in sorted(range(len(scores)), key=scores.__getitem__):
+        lane = next((lane for lane, end in enumerate(ends) if scores[place] >= end), len(ends))
+        ends[lane : lane + 1] = [scores[place] + width]
+        lanes[place] = lane
+    return lanes
 
 
 def _place(value: float) -> float:

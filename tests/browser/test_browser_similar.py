@@ -95,3 +95,17 @@ def test_a_file_that_is_no_index_is_refused_and_the_page_goes_on(reader: Page, t
     reader.get_by_label("Phrases to compare").fill("no acute disease\npleural effusion")
     reader.click("#compare")
     expect(reader.locator("#similar ol")).to_have_count(1, timeout=LONG)
+
+
+def test_words_of_the_tower_are_shown_on_the_scan_beside_the_maps(reader: Page):
+    """Grad-CAM needs a tower that reads; this one was trained on pairs."""
+    reader.locator("#method input").click()
+    reader.get_by_role("option", name="Patch memory", exact=True).click()
+    expect(reader.locator("#method")).not_to_contain_text("refined by prompts")
+    reader.click("#adapt")
+    expect(reader.locator("#status")).to_contain_text("Adapted to 16 reference scans", timeout=LONG)
+    reader.click("#ask-highest")
+    expect(reader.locator("#why h4")).to_contain_text("Distance", timeout=LONG)
+    reader.get_by_role("tab", name="Maps side by side").click()
+    expect(reader.locator("#maps")).to_contain_text('what speaks for "abnormal" as the tower reads the word')
+    assert reader.get_by_alt_text("Words").evaluate("image => image.naturalWidth") >= 100
