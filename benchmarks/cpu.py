@@ -105,6 +105,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     """Measure one phase in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as app.py has it
     import torch
 
     from fmclip.towers import get_tower

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # by torch, likewise: as app.py has it
 
 import pytest
 import torch

@@ -14,34 +14,32 @@ How many new normal scans then lie above the threshold is measured in benchmarks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fmclip.acceleration import Acceleration
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
+from fmclip.detectors.base import Detector, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import Notice, OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
 from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, square_answer, to_unit
 from fmclip.detectors.fallback import GAVE_UP, NOT_RESUMED, train_within_memory
+from fmclip.detectors.fusionmedclip_config import PRESETS as PRESETS
+from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig as FusionMedCLIPConfig
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
+from fmclip.detectors.seen_features import SeenFeatures
 from fmclip.detectors.training import (
-    READING,
     STAGE2,
-    STAGE3,
-    SYNTHESIS,
     Pool,
-    count_steps,
     synthesise,
     train_stage2,
     train_stage3,
 )
 from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_content, patch_weight
+from fmclip.memory import ReferenceMemory, grid_of, patch_content, patch_weight
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
@@ -50,74 +48,6 @@ from fmclip.views import default_views, levels_needed
 SHOWN_EXAMPLES = 8
 References: TypeAlias = tuple[list[Tensor], ReferenceMemory, Tensor]
 """Features of the references, the memory learned from them, and their distances to it as `learn_memory` has them."""
-
-
-@dataclass(frozen=True)
-class FusionMedCLIPConfig(DetectorConfig):
-    """Settings; the defaults are Table A1's where the table has them."""
-
-    context_tokens: int = setting(8, "M, learned context vectors of each prompt (Table A1)")
-    batch_size: int = setting(8, "scans in a training step (Table A1)")
-    stage2_epochs: int = setting(200, "epochs of stage 2; one epoch shows k synthetic scans (Table A1)")
-    stage3_epochs: int = setting(200, "epochs of stage 3; 0 leaves it out (Table A1)")
-    prompt_lr: float = setting(1e-3, "learning rate of the contexts (Table A1)")
-    alignment_lr: float = setting(1e-3, "learning rate of the alignment adapters (Table A1)")
-    lora_rank: int = setting(8, "rank of LoRA (Table A1)")
-    lora_alpha: float = setting(16.0, "LoRA updates are scaled by alpha / rank (Table A1)")
-    lora_dropout: float = setting(0.05, "dropout in front of LoRA (Table A1)")
-    lora_lr: float = setting(3e-5, "learning rate of LoRA (Table A1)")
-    lora_depth: float = setting(1.0, "share of the blocks with LoRA, counted from the last")
-    block_bottleneck: int = setting(64, "bottleneck of the block adapters (Table A1)")
-    block_dropout: float = setting(0.1, "dropout in the block adapters (Table A1)")
-    block_lr: float = setting(5e-5, "learning rate of the block adapters (Table A1)")
-    weight_decay: float = setting(0.01, "weight decay of AdamW (Table A1)")
-    image_weight: float = setting(1.0, "weight of the focal loss on the image score (Table A1)")
-    pixel_weight: float = setting(1.0, "weight of the dice loss on the map (Table A1)")
-    score_top: float = setting(0.0, "share of the map whose mean is the image score in training; 0 takes the maximum")
-    temperature: float = setting(0.07, "temperature at the start (Table A1)")
-    learn_temperature: bool = setting(True, "whether the temperature is learned (section 3.3.3)")
-    features: Literal["residual", "raw"] = setting(
-        "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
-    )
-    pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_share: float = setting(0.1, "share of the learned map beside the memory map in the answer")
-    learned_slope: float = setting(0.15, "how fast the learned map's evidence grows with its log-odds")
-    shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
-    smoothing: float = setting(0.6, "sigma of the Gaussian over the memory map, in patches")
-
-    @classmethod
-    def preset(cls, name: str = "full", **overrides: Any) -> FusionMedCLIPConfig:
-        """`fast`: a short stage 2; `full`: both stages, cut to what two cores do in two minutes; `paper`: Table A1.
-
-        Raises:
-            ValueError: There is no preset of that name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"Unknown preset {name!r}; there are {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **overrides})
-
-    def longer(self, times: int) -> FusionMedCLIPConfig:
-        """The same with its last stage so many times as long."""
-        last = "stage3_epochs" if self.stage3_epochs > 0 else "stage2_epochs"
-        return replace(self, **{last: times * getattr(self, last)})
-
-    def plan(self, references: int) -> list[tuple[str, int]]:
-        """Synthesis, features of the pool, stage 2, and stage 3 where there is one."""
-        stages = [
-            (SYNTHESIS, self.pool_size),
-            (READING, self.pool_size),
-            (STAGE2, count_steps(references, self.stage2_epochs, self.batch_size)),
-        ]
-        if self.stage3_epochs > 0:
-            stages.append((STAGE3, count_steps(references, self.stage3_epochs, self.batch_size)))
-        return stages
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"stage2_epochs": 25, "stage3_epochs": 0, "pool_size": 64},
-    "full": {"stage2_epochs": 100, "stage3_epochs": 20, "lora_depth": 0.5, "pool_size": 160},
-    "paper": {},
-}
 
 
 class FusionMedCLIP(Detector):
@@ -143,6 +73,7 @@ class FusionMedCLIP(Detector):
     prompts_: Tensor | None = None
     learned_level_: float = 0.0
     acceleration: Acceleration | None = None
+    _seen: SeenFeatures | None = None
 
     def fit(
         self,
@@ -180,6 +111,7 @@ class FusionMedCLIP(Detector):
         generator = torch.Generator().manual_seed(self.config.seed)
         acceleration = self.acceleration or Acceleration.of(self.tower.device)
         pixels, content, _ = to_pixels(normals, self.tower)
+        self._seen = SeenFeatures(self.tower)
         try:
             on_event(StageStarted("patch memory", 0))
             looked = self._settle(self.tower, None, pixels, content)
@@ -201,6 +133,8 @@ class FusionMedCLIP(Detector):
         except Stopped:
             if not self.is_fitted:
                 raise
+        finally:
+            self._seen = None
         return self
 
     def _stage3(
@@ -314,7 +248,8 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
         """What the memory compares: pixels [B, 3, S, S] in [0, 1] -> one [B, C_j, H_j, W_j] for each level in use."""
-        features = self.adapted_.features(pixels, levels_needed(self.memory_.views))
+        looks = self._seen if self._seen is not None and self.adapted_ is self.tower else self.adapted_
+        features = looks.features(pixels, levels_needed(self.memory_.views))
         return features if self.network_ is None else self.network_.refine(features)
 
     def _answer(
@@ -327,14 +262,14 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def _examples(self, scans: Sequence[SyntheticScan], content: Tensor | None) -> tuple[SyntheticExample, ...]:
         """What is learned from; with the references' content [k, S, S] also what the detector makes of it by now."""
+        heats: Sequence[np.ndarray | None] = [None] * len(scans)
+        if content is not None:
+            pixels = torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2)
+            own = torch.tensor([scan.source for scan in scans], device=self.tower.device)
+            *_, evidence = self._answer(pixels.to(own.device), content[own], own)
+            heats = list(average_maps([to_unit(evidence)], self.tower.image_size).cpu().numpy())
         shown = []
-        for scan in scans:
-            heat = None
-            if content is not None:
-                pixels = torch.from_numpy(scan.image).permute(2, 0, 1)[None].to(self.tower.device)
-                own = torch.tensor([scan.source], device=pixels.device)
-                *_, evidence = self._answer(pixels, content[own], own)
-                heat = average_maps([to_unit(evidence)], self.tower.image_size)[0].cpu().numpy()
+        for scan, heat in zip(scans, heats, strict=True):
             text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
             strength = scan.anomaly.describe_strength() if scan.anomaly else ""
             shown.append(SyntheticExample(scan.image, scan.mask, heat, text, scan.to_dict(), strength))

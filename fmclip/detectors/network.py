@@ -16,7 +16,7 @@ from fmclip.towers import Tower
 from fmclip.views import View, view_features, weigh
 
 if TYPE_CHECKING:
-    from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
+    from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig
 
 
 class FusionNetwork(nn.Module):

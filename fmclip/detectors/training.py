@@ -30,7 +30,7 @@ from fmclip.towers import Tower
 from fmclip.views import levels_needed
 
 if TYPE_CHECKING:
-    from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
+    from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig
 
 READING = "features of the synthetic anomalies"
 STAGE2 = "stage 2: prompts and alignment adapters"

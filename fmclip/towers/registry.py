@@ -48,10 +48,17 @@ def get_tower(name: str = MINI, *, device: str | torch.device = "cpu") -> Tower:
         if key not in _towers:
             tower = _load(name)
             try:
-                _towers[key] = tower.to(device)
+                _towers[key] = _looked_once(tower.to(device))
             except (RuntimeError, AssertionError) as error:  # torch raises either when there is no such device
                 raise TowerError(f"The tower does not fit on {device}, or there is no such device.") from error
         return _towers[key]
+
+
+@torch.no_grad()
+def _looked_once(tower: Tower) -> Tower:
+    """Let the tower look at an empty picture, so that no visitor waits for what is done at the first look."""
+    tower.features(torch.zeros(1, 3, tower.image_size, tower.image_size, device=tower.device))
+    return tower
 
 
 def new_tower(name: str) -> Tower:
