@@ -150,6 +150,7 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
     from fmclip.scans import read_scan
     from fmclip.session import Adapted, Session
     from fmclip.towers import get_tower
+    from fmclip.views import default_views, levels_needed
 
     normals, queries = simulated_scans(options.k, seed=0), simulated_scans(12, seed=1)
     session, clock, adapted = Session(options.tower, options.device), _Clock(), (0.0, 0.0)
@@ -159,7 +160,7 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
             adapted = clock.stop()
     peak = _peak_bytes() / 1e6
     tower = get_tower(options.tower, device=options.device)
-    asked, looked = [], []
+    asked, looked, levels = [], [], levels_needed(default_views(tower.grids))  # what a query looks at
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for scan in queries:
             file = Path(folder) / "scan.png"
@@ -170,7 +171,7 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
             asked.append(clock.stop())
             pixels = torch.rand(1, 3, tower.image_size, tower.image_size, device=tower.device)
             clock.start()
-            tower.features(pixels)
+            tower.features(pixels, levels)
             looked.append(clock.stop())
     medians = {
         name: 1000 * statistics.median(times)

@@ -48,6 +48,10 @@ class TowerLoader:
             return self._note
 
     def _load(self) -> str:
+        import scipy.special  # noqa: F401  (what the first training needs is imported while nobody waits for it)
+
+        import fmclip.detectors  # noqa: F401
+
         device = "cpu" if lends_gpu() else resolve_device(self.device)
         tower = load_tower(self.name, device)
         place = "a GPU lent for each call" if lends_gpu() else "the GPU" if self.has_gpu else f"the {device.upper()}"
