@@ -36,6 +36,7 @@ def main() -> None:
     with contextlib.suppress(AttributeError):
         os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: options.cores]))
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as app.py has it
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with tempfile.TemporaryDirectory(prefix="fmclip-load-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
