@@ -76,8 +76,7 @@ class Peer(Detector):
     ) -> Peer:
         """Fit on the references, and once more without each of them for its score; abnormal scans are not used."""
         normals, on_event = self._begin(normals, on_event)
-        pixels, _, _ = to_pixels(normals, self.tower)
-        self.model_ = self._learn(pixels)
+        pixels = self.fit_uncalibrated(normals)
         scores = []
         for place in range(len(pixels)):
             others = torch.cat([pixels[:place], pixels[place + 1 :]])
@@ -85,6 +84,13 @@ class Peer(Detector):
         self.reference_scores_ = to_probability(torch.cat(scores))
         on_event(Ready(self.name, self))
         return self
+
+    def fit_uncalibrated(self, normals: Sequence[Scan]) -> Tensor:
+        """Fit on the references as anomalib does, without any score of theirs; their pixels [k, 3, S, S]."""
+        pixels, _, _ = to_pixels(normals, self.tower)
+        self.model_ = self._learn(pixels)
+        self.reference_scores_ = ()
+        return pixels
 
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by anomalib's model."""
