@@ -45,7 +45,7 @@ class FusionMedCLIPConfig(DetectorConfig):
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> FusionMedCLIPConfig:
-        """`fast`: a short stage 2; `full`: both stages, cut to what two cores do in two minutes; `paper`: Table A1.
+        """`fast`: a short stage 2; `full`: both stages, cut to what two cores do in a minute; `paper`: Table A1.
 
         Raises:
             ValueError: There is no preset of that name.

@@ -25,7 +25,7 @@ from fmclip.page.visitors import Visitor, Visitors
 from fmclip.session import Adapted, Preview, Progress, SessionEvent
 
 MAX_QUERIES = 64
-PRESETS = [("Fast, about 30 s", "fast"), ("Full, about 2 min", "full")]
+PRESETS = [("Fast, about 10 s", "fast"), ("Full, about 1 min", "full")]
 PAPER = "paper"
 NORMAL_BUTTONS = ("normal_scan", "normal_contours", "normal_painted", "take_back")
 GPU_PRESETS = [("Fast", "fast"), ("Full", "full"), ("As in the paper", PAPER)]

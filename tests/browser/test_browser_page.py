@@ -106,7 +106,7 @@ def another_visitor_loads(page: Page, served, adapter: Path, scores: list[float]
 
 def test_stop_ends_the_training_and_the_page_goes_on(visitor: Page):
     load_case(visitor)
-    visitor.get_by_label("Full, about 2 min").check()
+    visitor.get_by_label("Full, about 1 min").check()
     visitor.click("#adapt")
     expect(visitor.locator("#cards .fm-card")).to_have_count(8, timeout=LONG)
     visitor.click("#stop")

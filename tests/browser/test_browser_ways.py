@@ -190,7 +190,7 @@ def test_forty_queries_survive_a_stop_and_a_reload(guest: Page, tmp_path):
     expect(guest.locator("#references img")).to_have_count(6)
     drop_files(guest, "query-files", [picture(tmp_path / f"q{seed}.png", 100 + seed) for seed in range(40)])
     expect(guest.locator("#waiting img")).to_have_count(40)
-    guest.get_by_label("Full, about 2 min").check()
+    guest.get_by_label("Full, about 1 min").check()
     guest.click("#adapt")
     expect(guest.locator("#cards .fm-card").first).to_be_visible(timeout=LONG)
     guest.click("#stop")
