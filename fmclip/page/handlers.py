@@ -228,11 +228,14 @@ class Handlers:
                     threshold = answers.threshold_of(visitor)
                     yield {"synthetic": html.synthetic(event.examples, threshold, visitor.opacity)}
         references.suspect(visitor, adapted.warnings)  # before the buttons wake: places belong to these references
-        yield {"status": outcome(visitor, adapted), **self.buttons(busy=False)}
+        awake = self.buttons(busy=False)
+        # after a Stop at once; else when all is drawn: gradio hears no second click until this is over
+        yield {"status": outcome(visitor, adapted), **(awake if adapted.stopped else {"stop": awake["stop"]})}
         yield {**references.show(visitor), **pacing.show(visitor)}
         if visitor.session.is_adapted:
-            yield {**self.offer_download(visitor), **gallery.offer_records(visitor)}
             yield from answers.fill(visitor)
+            yield {**self.offer_download(visitor), **gallery.offer_records(visitor)}
+        yield awake
 
     @guarded("status")
     def stop(self, token: str) -> Updates:
