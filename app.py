@@ -42,12 +42,15 @@ TOWER = os.environ.get("FMCLIP_TOWER", "mini")
 DEVICE = os.environ.get("FMCLIP_DEVICE", "auto")
 EXAMPLES = Path(__file__).parent / "examples"
 PICK_CLICK = """
+const told = {};  // one object: with always_last gradio gives a late click the data of the click before it
 element.addEventListener('click', (event) => {
   const pick = event.target.closest('.fm-pick');
   if (!pick) return;
-  const pressed = pick.getAttribute('aria-pressed') !== 'true';
-  pick.setAttribute('aria-pressed', pressed);
-  trigger('click', {index: Number(pick.dataset.index), pressed});
+  pick.setAttribute('aria-pressed', pick.getAttribute('aria-pressed') !== 'true');
+  const all = [...element.querySelectorAll('.fm-pick[aria-pressed="true"]')];
+  told.index = Number(pick.dataset.index);
+  told.pressed = all.map((one) => Number(one.dataset.index));
+  trigger('click', told);
 });
 """
 
@@ -108,7 +111,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                         parts[name] = gr.Button(
                             "Remove all",
                             size="sm",
-                            visible=False,
+                            visible="hidden",
                             elem_classes="fm-quiet",
                             elem_id=name.replace("_", "-"),
                         )
@@ -135,7 +138,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
                 method_panel(parts, PICK_CLICK)
                 with gr.Row():
                     adapt = parts["adapt"] = gr.Button("Adapt", variant="primary", scale=3, elem_id="adapt")
-                    parts["go_on"] = gr.Button("Resume", visible=False, scale=2, min_width=130, elem_id="go-on")
+                    parts["go_on"] = gr.Button("Resume", visible="hidden", scale=2, min_width=130, elem_id="go-on")
                     stop = parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=90, elem_id="stop")
                 parts["estimate"] = gr.HTML(elem_id="estimate")
                 parts["status"] = gr.HTML(elem_id="status")
@@ -164,7 +167,7 @@ def build_page(loader: TowerLoader) -> gr.Blocks:
         on(folder.then, checks.look, trigger_mode="always_last")
         for note in ("reference_note", "set_note"):
             on(parts[note].click, checks.drop, takes_event=True)
-        on(references.click, handlers.mark_reference, takes_event=True, trigger_mode="multiple")
+        on(references.click, handlers.mark_references, takes_event=True, trigger_mode="always_last")
         for name in ("remove_suspects", "remove_marked"):
             on(on(parts[name].click, getattr(handlers, name)).then, checks.look, trigger_mode="always_last")
         on(parts["clear_references"].click, handlers.clear_references)

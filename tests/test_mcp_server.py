@@ -5,6 +5,7 @@ import base64
 import importlib.util
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -50,6 +51,12 @@ async def talk(address: str, agent) -> None:
         await agent(session)
 
 
+def converse(address: str, agent) -> None:
+    """In a thread of its own: browser tests leave playwright's event loop running in this one."""
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(asyncio.run, talk(address, agent)).result()
+
+
 def test_an_agent_adapts_and_asks_twice_by_links(address, tmp_path):
     async def agent(session):
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
@@ -72,7 +79,7 @@ def test_an_agent_adapts_and_asks_twice_by_links(address, tmp_path):
         assert len(scores[0]) == 1
         assert scores[0] == scores[1]
 
-    asyncio.run(talk(address, agent))
+    converse(address, agent)
     assert not list((tmp_path / "cache").rglob("*Mustermann*"))
 
 
@@ -84,7 +91,7 @@ def test_what_is_no_link_to_this_page_is_refused_in_words(address):
             assert "upload it, then give its link" in answer.content[0].text
             assert "passwd" not in answer.content[0].text
 
-    asyncio.run(talk(address, agent))
+    converse(address, agent)
 
 
 def test_only_files_of_the_cache_are_found_and_a_refusal_deletes_the_others(cache):

@@ -16,6 +16,7 @@ from fmclip.errors import FmclipError
 from fmclip.page import answers
 from fmclip.page.cases import Case
 from fmclip.page.handlers import Handlers
+from fmclip.page.reviewing import Reviewing
 from fmclip.page.visitors import Visitors
 from fmclip.session import Session
 
@@ -209,14 +210,13 @@ def test_numbers_stay_right_after_refused_files_and_no_file_is_named(handlers, v
 
 def test_selected_reference_scans_are_removed_and_the_others_keep_their_numbers(handlers, visitors, cache):
     handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
-    handlers.mark_reference(event(index=1, pressed=True), ME)
-    handlers.mark_reference(event(index=2, pressed=True), ME)
-    page = shown(handlers.mark_reference(event(index=1, pressed=False), ME))
+    handlers.mark_references(event(pressed=[1, 2]), ME)
+    page = shown(handlers.mark_references(event(pressed=[2, 99]), ME))
     assert page["remove_marked"]["value"] == "Remove 1 selected"
     page = shown(handlers.remove_marked(ME))
     assert [scan.label for scan in visitors.get(ME).references] == ["scan 1", "scan 2", "scan 4"]
     assert page["references"].count("<img") == 3
-    assert page["remove_marked"]["visible"] is False
+    assert page["remove_marked"]["visible"] == "hidden"
     assert "Removed scan 3" in page["reference_note"]
     shown(handlers.add_references(pictures(cache, 5), *PLAIN, ME))
     assert visitors.get(ME).references[-1].label == "scan 5"
@@ -229,7 +229,7 @@ def test_copies_that_a_warning_names_go_with_one_click(handlers, visitors, cache
     assert page["remove_suspects"] == {"__type__": "update", "value": "Remove scan 4", "visible": True}
     page = shown(handlers.remove_suspects(ME))
     assert [scan.label for scan in visitors.get(ME).references] == ["scan 1", "scan 2", "scan 3"]
-    assert page["remove_suspects"]["visible"] is False
+    assert page["remove_suspects"]["visible"] == "hidden"
     assert "same picture" not in page["reference_note"]
 
 
@@ -319,11 +319,13 @@ def test_a_query_that_is_chosen_stays_chosen_and_a_threshold_by_hand_is_taken_ba
     labels = [finding.label for finding in visitors.get(ME).findings]
     for place, label in enumerate(labels):
         assert f"{label.capitalize()} " in shown(handlers.select(event(index=place), ME))["verdict"]
-    page = shown(handlers.redraw(0.3, 1.0, ME))
+    reviewing = Reviewing(handlers)
+    reviewing.set_threshold(1.0, ME)
+    page = shown(reviewing.set_opacity(0.3, ME))  # heard later: it says nothing of the threshold
     assert "set by hand" in page["verdict"]
     assert f"{labels[-1].capitalize()} " in page["verdict"]
     assert "threshold" not in page  # the slider that is being moved is left alone
-    page = shown(handlers.reset_threshold(ME))
+    page = shown(reviewing.reset_threshold(ME))
     assert "set by hand" not in page["verdict"]
     assert page["threshold"] == round(visitors.get(ME).session.calibration.threshold, 2)
 

@@ -73,7 +73,7 @@ def no_forward_pass(monkeypatch) -> None:
 
 def test_other_colours_redraw_everything_without_asking_the_tower(reviewing, handlers, monkeypatch):
     no_forward_pass(monkeypatch)
-    first = handlers.redraw(0.5, 0.5, ME)
+    first = reviewing.set_opacity(0.5, ME)
     page = reviewing.choose_colours("viridis", ME)
     for name in ("legend", "cards", "spot", "maps"):
         assert str(page[name]) != str(first[name]), name
@@ -81,6 +81,18 @@ def test_other_colours_redraw_everything_without_asking_the_tower(reviewing, han
     again = reviewing.choose_colours("no such map", ME)
     assert again["legend"] == page["legend"]
     assert np.abs(page["slider"][1].astype(int) - first["slider"][1]).max() > 30
+
+
+def test_a_drawing_that_a_slider_overtook_is_drawn_again(reviewing, visitors, monkeypatch):
+    show = answers.show
+
+    def overtaken(visitor):
+        drawn = show(visitor)
+        visitor.threshold = 1.0  # the other slider, while this one's pictures were drawn
+        return drawn
+
+    monkeypatch.setattr(answers, "show", overtaken)
+    assert "set by hand" in reviewing.set_opacity(0.3, ME)["verdict"]
 
 
 @pytest.mark.parametrize("name", COLOUR_MAPS)
@@ -104,7 +116,7 @@ def test_a_click_shows_the_reference_patches_and_the_same_scan_keeps_the_answer(
     assert "Layer by layer" in page["maps"]
     assert "where the tower looks" in page["maps"]  # a transformer
     assert "reads the word" not in page["maps"]  # whose halves were never trained together
-    assert shown(handlers.redraw(0.7, 0.4, ME))["why"] == page["why"]
+    assert shown(reviewing.set_threshold(0.4, ME))["why"] == page["why"]
     other = shown(handlers.select(event(index=0), ME))
     assert explaining.ASK in other["why"]
     assert "Layer by layer" not in other["maps"]

@@ -1,11 +1,13 @@
 // Cards and marks of queries: a click selects; arrow keys, Home and End move between them, Enter selects.
 const items = () => [...element.querySelectorAll('button[data-index]')];
 let focused = null;
+const told = {};  // one object: with always_last gradio gives a late click the data of the click before it
 element.addEventListener('click', (event) => {
   const item = event.target.closest('button[data-index]');
   if (!item) return;
   focused = item.dataset.index;
-  trigger('click', {index: Number(item.dataset.index)});
+  told.index = Number(item.dataset.index);
+  trigger('click', told);
 });
 element.addEventListener('keydown', (event) => {
   const all = items();

@@ -64,6 +64,15 @@ def _shown(visitor: Visitor) -> Iterator[Updates]:
         yield show(visitor)
 
 
+def redraw(visitor: Visitor) -> Updates:
+    """Draw as the sliders stand, which are left alone; again if one was moved meanwhile, since both draw at once."""
+    while True:
+        looks = visitor.opacity, visitor.threshold
+        drawn = show(visitor)
+        if looks == (visitor.opacity, visitor.threshold):
+            return {name: value for name, value in drawn.items() if name != "threshold"}
+
+
 def show(visitor: Visitor) -> Updates:
     """Draw cards and detail from the maps that the visitor holds."""
     findings = visitor.findings

@@ -149,13 +149,11 @@ class Handlers:
         }
 
     @guarded("reference_note")
-    def mark_reference(self, event: gr.EventData, token: str) -> Updates:
-        """Select a reference scan, or no longer; the strip shows it by itself."""
+    def mark_references(self, event: gr.EventData, token: str) -> Updates:
+        """Select reference scans, all that are pressed by now; the strip shows it by itself."""
         visitor = self._visitors.get(token)
-        place = int(event._data["index"])
-        if 0 <= place < len(visitor.references):
-            scan = visitor.references[place]
-            (visitor.marked.add if event._data["pressed"] else visitor.marked.discard)(scan)
+        pressed = set(map(int, event._data["pressed"]))
+        visitor.marked = {scan for place, scan in enumerate(visitor.references) if place in pressed}
         buttons = references.show(visitor)
         return {"remove_marked": buttons["remove_marked"]}
 
@@ -301,22 +299,6 @@ class Handlers:
         place = int(event._data["index"])
         if 0 <= place < len(visitor.findings):
             visitor.selected = visitor.findings[place].scan
-        return answers.show(visitor)
-
-    @guarded("query_note")
-    def redraw(self, opacity: float, threshold: float, token: str) -> Updates:
-        """Redraw with another opacity or threshold; the tower is not asked again."""
-        visitor = self._visitors.get(token)
-        calibrated = visitor.session.calibration
-        moved = calibrated is not None and abs(threshold - round(calibrated.threshold, 2)) > 1e-6
-        visitor.opacity, visitor.threshold = opacity, threshold if moved else None
-        return {name: value for name, value in answers.show(visitor).items() if name != "threshold"}
-
-    @guarded("query_note")
-    def reset_threshold(self, token: str) -> Updates:
-        """Go back to the calibrated threshold."""
-        visitor = self._visitors.get(token)
-        visitor.threshold = None
         return answers.show(visitor)
 
     @guarded("export_note")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fmclip.calibration import enumerate_labels as enumerate_labels
 from fmclip.colours import COLOUR_MAPS, COLOURS
@@ -66,6 +66,11 @@ def _item(item: Item) -> str:
         f' <button type="button" class="fm-drop" data-labels="{labels}">Remove {names}</button>' if item.drop else ""
     )
     return f"<li>{escape(item.text)}{button}</li>"
+
+
+def seen(there: bool) -> bool | Literal["hidden"]:
+    """Whether a button shows; else it is hidden, not taken out, so that no new text comes while gradio puts it in."""
+    return there or "hidden"
 
 
 def empty(text: str) -> str:

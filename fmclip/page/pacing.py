@@ -19,7 +19,7 @@ def show(visitor: Visitor) -> dict[str, Any]:
     is_over = unfinished is not None and unfinished[1].is_over
     return {
         "estimate": estimate(visitor),
-        "go_on": gr.update(value="More steps" if is_over else "Resume", visible=stands),
+        "go_on": gr.update(value="More steps" if is_over else "Resume", visible=html.seen(stands)),
     }
 
 

@@ -112,15 +112,15 @@ def connect_queries(parts: dict[str, Any], handlers: Handlers, reading: list[Any
     on = partial(connect, parts)
     on(parts["query_files"].upload, handlers.add_queries, [parts["query_files"], *reading], concurrency_limit=4)
     on(parts["clear_queries"].click, handlers.clear_queries)
-    sliders = [parts["opacity"], parts["threshold"]]
-    for slider in sliders:
-        on(slider.input, handlers.redraw, sliders, concurrency_limit=8, trigger_mode="always_last")
-    on(parts["reset"].click, handlers.reset_threshold)
+    reviewing = Reviewing(handlers)
+    for name, move in (("opacity", reviewing.set_opacity), ("threshold", reviewing.set_threshold)):
+        # each slider tells of itself alone: what it knew of the other may be old by the time it is heard
+        on(parts[name].input, move, [parts[name]], concurrency_limit=8, trigger_mode="always_last")
+    on(parts["reset"].click, reviewing.reset_threshold)
     for name in ("cards", "overview"):
-        on(parts[name].click, handlers.select, takes_event=True)
+        on(parts[name].click, handlers.select, takes_event=True, trigger_mode="always_last")
 
     exports.wire(parts, on, handlers)
-    reviewing = Reviewing(handlers)
     on(parts["colours"].input, reviewing.choose_colours, [parts["colours"]])
     on(parts["spot"].click, reviewing.ask, takes_event=True, concurrency_limit=4, trigger_mode="always_last")
     on(parts["ask_highest"].click, reviewing.ask_highest, concurrency_limit=4)

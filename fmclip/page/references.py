@@ -35,9 +35,9 @@ def show(visitor: Visitor) -> dict[str, Any]:
     names = html.enumerate_labels([scan.label for scan in suspects])
     return {
         "references": html.thumbnails(visitor.references, "reference scan", selectable=True, marked=visitor.marked),
-        "remove_marked": gr.update(value=f"Remove {marked} selected", visible=marked > 0),
-        "remove_suspects": gr.update(value=f"Remove {names}", visible=bool(suspects)),
-        "clear_references": gr.update(visible=bool(visitor.references)),
+        "remove_marked": gr.update(value=f"Remove {marked} selected", visible=html.seen(marked > 0)),
+        "remove_suspects": gr.update(value=f"Remove {names}", visible=html.seen(bool(suspects))),
+        "clear_references": gr.update(visible=html.seen(bool(visitor.references))),
         "window": gr.update(value=window, interactive=False, info=WINDOW_KEPT)
         if window
         else gr.update(interactive=True, info=WINDOW_INFO),

@@ -1,4 +1,4 @@
-"""Step 3, a closer look: colours, the question why about a spot, and false alarms that are called normal."""
+"""Step 3, a closer look: how maps are shown, the question why about a spot, and false alarms called normal."""
 
 from __future__ import annotations
 
@@ -30,6 +30,29 @@ class Reviewing(HandlerGroup):
         visitor = self._visitors.get(token)
         if colours in COLOUR_MAPS:
             visitor.colours = colours
+        return answers.show(visitor)
+
+    @guarded("query_note")
+    def set_opacity(self, opacity: float, token: str) -> Updates:
+        """Redraw with another opacity; the tower is not asked again."""
+        visitor = self._visitors.get(token)
+        visitor.opacity = opacity
+        return answers.redraw(visitor)
+
+    @guarded("query_note")
+    def set_threshold(self, threshold: float, token: str) -> Updates:
+        """Redraw with another threshold; the tower is not asked again."""
+        visitor = self._visitors.get(token)
+        calibrated = visitor.session.calibration
+        moved = calibrated is not None and abs(threshold - round(calibrated.threshold, 2)) > 1e-6
+        visitor.threshold = threshold if moved else None
+        return answers.redraw(visitor)
+
+    @guarded("query_note")
+    def reset_threshold(self, token: str) -> Updates:
+        """Go back to the calibrated threshold."""
+        visitor = self._visitors.get(token)
+        visitor.threshold = None
         return answers.show(visitor)
 
     @guarded("why_note")
