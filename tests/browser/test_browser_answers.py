@@ -94,7 +94,11 @@ def test_a_click_shows_what_the_spot_was_compared_with(mapped: Page, tmp_path):
 
     for share in (0.7, 0.5, 0.2):  # clicks that come faster than the answers: the last one counts
         spot.dispatch_event("click", {"clientX": frame["x"] + share * frame["width"], "clientY": frame["y"] + 9})
-    expect(mapped.locator("#why h4")).to_contain_text("row 1, column ")
+    mapped.wait_for_function(
+        """x => { const patch = document.querySelector('#spot .fm-patch').getBoundingClientRect();
+        return patch.left <= x && x <= patch.right }""",
+        arg=frame["x"] + 0.2 * frame["width"],
+    )
 
     there = mapped.locator("#why h4").inner_text()
     spot.focus()
