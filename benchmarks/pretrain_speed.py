@@ -18,6 +18,7 @@ import csv
 import gc
 import itertools
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -149,6 +150,7 @@ def _timed(
         train(options, table, folder)
     finally:
         hook.remove()
+        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of gigabytes, whose writing would disturb the next turn
     gc.collect()
     if len(ends) != options.steps + 1:
         raise SystemExit(f"{len(ends)} optimiser steps were seen, not {options.steps + 1}.")
