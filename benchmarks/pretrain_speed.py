@@ -150,7 +150,7 @@ def _timed(
         train(options, table, folder)
     finally:
         hook.remove()
-        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of gigabytes, whose writing would disturb the next turn
+        shutil.rmtree(folder, ignore_errors=True)  # gigabytes, whose writing would disturb the next turn
     gc.collect()
     if len(ends) != options.steps + 1:
         raise SystemExit(f"{len(ends)} optimiser steps were seen, not {options.steps + 1}.")
