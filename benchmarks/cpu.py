@@ -158,7 +158,6 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
     from fmclip.scans import read_scan
     from fmclip.session import Adapted, Session
     from fmclip.towers import get_tower
-    from fmclip.views import default_views, levels_needed
 
     normals, queries = simulated_scans(options.k, seed=0), simulated_scans(12, seed=1)
     session, clock, adapted = Session(options.tower, options.device), _Clock(), (0.0, 0.0)
@@ -167,8 +166,8 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
         if isinstance(event, Adapted):
             adapted = clock.stop()
     peak = _peak_bytes() / 1e6
-    tower = get_tower(options.tower, device=options.device)
-    asked, looked, levels = [], [], levels_needed(default_views(tower.grids))  # what a query looks at
+    tower = get_tower(options.tower, device=options.device).for_patches()  # what a query looks at
+    asked, looked = [], []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for scan in queries:
             file = Path(folder) / "scan.png"
@@ -179,7 +178,7 @@ def _adapt(options: argparse.Namespace) -> dict[str, float]:
             asked.append(clock.stop())
             pixels = torch.rand(1, 3, tower.image_size, tower.image_size, device=tower.device)
             clock.start()
-            tower.features(pixels, levels)
+            tower.features(pixels)
             looked.append(clock.stop())
     medians = {
         name: 1000 * statistics.median(times)

@@ -126,7 +126,7 @@ class _Bench:
         results: dict[str, Any] = {}
         started = time.perf_counter()
         loaded = get_tower(self.options.tower, device=self.options.device)
-        tower = loaded.with_bf16(False) if self.options.plain else loaded
+        tower = (loaded.with_bf16(False) if self.options.plain else loaded).for_patches()
         self._wait()
         results["load"] = {"seconds": time.perf_counter() - started}
         results["first heatmap"] = self._phase(lambda: self._first_heatmap(tower))
@@ -150,7 +150,7 @@ class _Bench:
         results["synthesis"] = self._phase(
             lambda: self._pool(tower, pixels, content), moved=2 * pool.pixels.numel() * pool.pixels.element_size()
         )
-        views = default_views(tower.grids)
+        views = default_views(len(tower.layers))
         with torch.no_grad():
             memory = ReferenceMemory.learn(batched_features(tower, pixels), content, views)
         networks: list[FusionNetwork] = []

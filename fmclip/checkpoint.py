@@ -30,7 +30,7 @@ from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """2: the patch memory holds the context view, see `fmclip.views`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
@@ -270,8 +270,9 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: D
     """Refuse a patch memory that is not of this tower: each view's width, and no more patches than the scans have."""
     if not any(name.startswith("memory.") for name in shapes):
         return
+    tower = tower.for_patches()
     try:
-        views = default_views(tower.grids, getattr(config, "levels", ()))
+        views = default_views(len(tower.layers), getattr(config, "levels", ()))
         rows, columns = min(tower.grids[view.level] for view in views)
     except (TowerError, TypeError, IndexError) as error:  # also what is no index at all
         raise CheckpointError(f"The adapter looks at levels that its tower does not have. {_DAMAGED}") from error

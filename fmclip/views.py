@@ -46,34 +46,36 @@ class View:
         return self.kind in ("direction", "energy")
 
 
-def default_views(grids: Sequence[tuple[int, int]], levels: Sequence[int] = ()) -> tuple[View, ...]:
+def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
-    The direction of each of `levels`, or of each level at least half as fine as the finest; the energy of the deepest
-    of these, which counts as much as its direction and twice as much as the others'. The context and the mirror view
-    of the deepest count as much each as all of these together.
+    The deepest level is looked at in all ways, its direction and its energy with half the weight of the others; the
+    shallowest by context and mirror alone, since the appearance of small structures differs most between normal scans;
+    those in between by direction and context.
 
     Args:
-        grids: (H_j, W_j) of each level, shallow to deep.
-        levels: Indices into `grids`.
+        n_levels: Levels of the tower.
+        levels: Which of them, 0 the shallowest; none takes all.
 
     Returns:
-        The mirror view last.
+        The views, from shallow to deep.
 
     Raises:
         TowerError: The tower has no such level.
     """
-    if any(not 0 <= level < len(grids) for level in levels):
-        raise TowerError(f"The tower has the levels 0 to {len(grids) - 1}; choose among them.")
-    finest = max(rows for rows, _ in grids)
-    *others, deepest = sorted(set(levels)) or [level for level, (rows, _) in enumerate(grids) if 2 * rows >= finest]
-    appearance = [
-        *(View(level, "direction") for level in others),
-        View(deepest, "direction", 2.0),
-        View(deepest, "energy", 2.0),
-    ]
-    together = sum(view.weight for view in appearance)
-    return (*appearance, View(deepest, "context", together), View(deepest, "mirror", together))
+    if any(not 0 <= level < n_levels for level in levels):
+        raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
+    *others, deepest = sorted(set(levels)) or range(n_levels)
+    views = []
+    for level in others:
+        views += [View(level, "context"), View(level, "mirror" if level == others[0] else "direction")]
+    return (
+        *views,
+        View(deepest, "direction", 0.5),
+        View(deepest, "energy", 0.5),
+        View(deepest, "context"),
+        View(deepest, "mirror"),
+    )
 
 
 def levels_needed(views: Sequence[View]) -> int:

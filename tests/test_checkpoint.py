@@ -193,7 +193,7 @@ def test_a_truncated_adapter_is_refused(adapter, keep):
     ("changes", "message"),
     [
         ({"format_version": "99"}, "format version 99"),
-        ({"format_version": "1"}, "format version 1; this program reads version 2. Adapt again"),  # no context view
+        ({"format_version": "2"}, "format version 2; this program reads version 3. Adapt again"),  # other levels
         ({"method": "oracle"}, "method that this program does not have"),
         ({"config": "{"}, "damaged"),
         ({"config": "[1]"}, "damaged"),

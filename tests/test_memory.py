@@ -59,7 +59,7 @@ def test_gradients_reach_the_features_through_the_residuals(memory):
 
 
 def test_the_residuals_alone_are_those_of_the_comparison():
-    views = default_views([(8, 8), (8, 8)])
+    views = default_views(2)
     references = [torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views)
     _, expected = memory.compare(references, torch.arange(4), residuals=True)
@@ -78,16 +78,20 @@ def test_state_round_trip_and_damage(memory):
         ReferenceMemory.from_state(state, VIEWS, 5, torch.device("cpu"))
 
 
-def test_views_follow_the_grids():
-    cnn = default_views([(28, 28), (14, 14), (7, 7)])
-    assert [(view.level, view.kind) for view in cnn] == [
-        (0, "direction"),
-        (1, "direction"),
-        (1, "energy"),
+def test_the_shallowest_level_shows_surroundings_and_the_deepest_everything():
+    assert [(view.level, view.kind) for view in default_views(3)] == [
+        (0, "context"),
+        (0, "mirror"),
         (1, "context"),
-        (1, "mirror"),
+        (1, "direction"),
+        (2, "direction"),
+        (2, "energy"),
+        (2, "context"),
+        (2, "mirror"),
     ]
-    assert len(default_views([(16, 16)] * 3)) == 6
+    assert {(view.level, view.kind) for view in default_views(3, levels=[1])} == {
+        (1, kind) for kind in ("direction", "energy", "context", "mirror")
+    }
 
 
 def test_the_context_view_sees_what_is_normal_elsewhere_but_not_in_this_scan():

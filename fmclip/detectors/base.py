@@ -95,6 +95,7 @@ class Detector(ABC):
         needs_alignment: Whether the method compares pictures with words as the tower embeds them, so that the tower's
             halves must have been trained together.
         needs_transformer: Whether the method puts tokens into the blocks of the image tower.
+        compares_patches: Whether the method looks at the tower's levels for comparing patches (`Tower.for_patches`).
         reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
     """
 
@@ -105,12 +106,13 @@ class Detector(ABC):
     uses_abnormals: ClassVar[Literal["never", "optional", "required"]] = "never"
     needs_alignment: ClassVar[bool] = False
     needs_transformer: ClassVar[bool] = False
+    compares_patches: ClassVar[bool] = False
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
         reason = self.refusal(tower)
         if reason is not None:
             raise TowerError(reason)
-        self.tower = tower
+        self.tower = tower.for_patches() if self.compares_patches else tower
         self.config: Any = config if config is not None else self.config_class()
         self.reference_scores_: tuple[float, ...] | None = None
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fmclip.detectors.base import Prediction
 from fmclip.maps import resize_map
 from fmclip.scans import Letterbox
+
+TAIL = 0.03
+"""Share of the places whose mean is the most that a map shows; chosen on the tuning half (benchmarks/NOTES.md)."""
 
 SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
 
@@ -18,6 +22,22 @@ def to_unit(evidence: Tensor) -> Tensor:
     """Bring evidence >= 0 to [0, 1], with 0.5 at evidence 1; strictly increasing, so ranks and AUROC stay the same."""
     power = evidence.clamp_min(0) ** SHARPNESS
     return power / (1 + power)
+
+
+def cut_peaks(evidence: Tensor) -> Tensor:
+    """Cut each map at the mean of its oddest places, so that the score, its maximum, hangs on no single patch.
+
+    A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too.
+
+    Args:
+        evidence: [B, h, w].
+
+    Returns:
+        [B, h, w], the largest of each map at least `TAIL` of the places wide.
+    """
+    flat = evidence.flatten(1)  # [B, h * w]
+    most = flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)  # [B]
+    return torch.minimum(evidence, most[:, None, None])
 
 
 def image_scores(evidence: Tensor) -> Tensor:

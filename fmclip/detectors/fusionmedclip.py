@@ -23,7 +23,7 @@ from torch import Tensor
 from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import Detector, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import Notice, OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
-from fmclip.detectors.evidence import SHARPNESS, image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.evidence import SHARPNESS, cut_peaks, image_scores, predictions, square_answer, to_unit
 from fmclip.detectors.fallback import GAVE_UP, NOT_RESUMED, train_within_memory
 from fmclip.detectors.fusionmedclip_config import PRESETS as PRESETS
 from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig as FusionMedCLIPConfig
@@ -65,6 +65,7 @@ class FusionMedCLIP(Detector):
     name = "fusionmedclip"
     config_class = FusionMedCLIPConfig
     title = "FusionMedCLIP (default)"
+    compares_patches = True
     summary = "A memory of your scans' patches, refined by prompts and adapters that learn from synthetic anomalies."
 
     memory_: ReferenceMemory
@@ -174,7 +175,7 @@ class FusionMedCLIP(Detector):
     ) -> References:
         """Make tower and network the ones that answer; returns what may be `looked` at again under the same tower."""
         if looked is None:
-            features = batched_features(tower, pixels, levels_needed(default_views(tower.grids)))
+            features = batched_features(tower, pixels, levels_needed(default_views(len(tower.layers))))
             features = features if network is None else network.refine(features)
             config = self.config
             learned = learn_memory(features, content, self._learn, len(content), config.shrinkage, config.smoothing)
@@ -191,7 +192,7 @@ class FusionMedCLIP(Detector):
         return looked
 
     def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
-        views = default_views(self.tower.grids)
+        views = default_views(len(self.tower.layers))
         return ReferenceMemory.learn(features, content, views, self.config.shrinkage, references=references)
 
     def _maps(
@@ -225,7 +226,7 @@ class FusionMedCLIP(Detector):
             return memory_maps
         learned = (self.config.learned_slope * (log_odds - level)).exp() * patch_weight(content, grid_of(log_odds))
         share = self.config.learned_share
-        return (1 - share) * memory_maps + share * learned
+        return cut_peaks((1 - share) * memory_maps + share * learned)
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
@@ -294,7 +295,7 @@ class FusionMedCLIP(Detector):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned."""
         assert self.reference_scores_ is not None, "the checkpoint sets the reference scores first"
-        views = default_views(self.tower.grids)
+        views = default_views(len(self.tower.layers))
         generator = torch.Generator().manual_seed(self.config.seed)
         network_state = _with_prefix(state, "network.")
         lora_state = _with_prefix(state, "lora.")

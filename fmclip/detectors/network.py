@@ -29,6 +29,7 @@ class FusionNetwork(nn.Module):
         generator: Draws the start.
 
     Attributes:
+        levels: Levels that are learned from, shallow to deep.
         lora_state: LoRA matrices of the tower that was trained with this network; empty before stage 3.
     """
 
@@ -37,6 +38,7 @@ class FusionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.views = tuple(view for view in views if view.shows_appearance)
+        self.levels = tuple(sorted({view.level for view in self.views}))
         self.reads_residuals = config.features == "residual"
         self.prompts = PromptLearner(tower, config.scan_type, config.context_tokens)
         self.alignment = nn.ModuleList(
@@ -58,18 +60,21 @@ class FusionNetwork(nn.Module):
         """Copy the network and add block adapters, which start as the identity."""
         network = copy.deepcopy(self)
         network.block = nn.ModuleList(
-            BlockAdapter(width, config.block_bottleneck, config.block_dropout, generator) for width in tower.widths
+            BlockAdapter(tower.widths[level], config.block_bottleneck, config.block_dropout, generator)
+            for level in network.levels
         )
         return network.to(tower.device)
 
     def refine(self, features: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-        """Block adapters over the features of each level (Eq. 9): [B, C_j, H_j, W_j] each -> the same shapes.
+        """Block adapters over the features of each level that is learned from (Eq. 9), the others as they are.
 
-        Levels that no view reads need not be given; their adapters rest.
+        One [B, C_j, H_j, W_j] for each level -> the same shapes.
         """
-        if len(self.block) == 0:
-            return list(features)
-        return [adapter(level, generator) for adapter, level in zip(self.block, features, strict=False)]
+        refined = list(features)
+        if len(self.block) > 0:
+            for level, adapter in zip(self.levels, self.block, strict=True):
+                refined[level] = adapter(features[level], generator)
+        return refined
 
     def forward(self, features: Sequence[Tensor], residuals: Sequence[Tensor], prompts: Tensor) -> Tensor:
         """Map what the alignment adapters read.

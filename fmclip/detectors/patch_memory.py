@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.evidence import image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.evidence import cut_peaks, image_scores, predictions, square_answer, to_unit
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
@@ -66,6 +66,7 @@ class PatchMemory(Detector):
     name = "patch_memory"
     config_class = PatchMemoryConfig
     title = "Patch memory"
+    compares_patches = True
     summary = "Each patch against the nearest reference patch. Nothing is trained: answers within seconds."
 
     memory_: ReferenceMemory
@@ -111,7 +112,7 @@ class PatchMemory(Detector):
         )
 
     def _views(self) -> tuple[View, ...]:
-        return default_views(self.tower.grids, self.config.levels)
+        return default_views(len(self.tower.layers), self.config.levels)
 
     def _search(self) -> Search:
         return Search(self.config.neighbours, self.config.reweighting)
@@ -176,9 +177,9 @@ class PatchMemory(Detector):
 
 
 def memory_map(memory: ReferenceMemory, distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
-    """Weigh the views' distances and smooth: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on letterbox bars."""
+    """Weigh the views' distances, smooth and cut peaks: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on bars."""
     maps = smooth_map(memory.evidence(distances), smoothing)
-    return maps * patch_weight(content, grid_of(maps))
+    return cut_peaks(maps * patch_weight(content, grid_of(maps)))
 
 
 def learn_memory(

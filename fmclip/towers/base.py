@@ -16,8 +16,10 @@ from fmclip.towers.attention import split_attention
 from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
 from fmclip.towers.folding import Folded
 from fmclip.towers.identity import Identity
+from fmclip.towers.patch_levels import patch_levels
 from fmclip.towers.precision import FeatureRunner, preferred_backend, prefers_bf16
-from fmclip.towers.text import ClipText, HuggingFaceText, TextEncoder
+from fmclip.towers.taps import Place, index_of
+from fmclip.towers.text import text_encoder
 from fmclip.towers.vision import Level, all_levels, default_levels, square_side
 
 
@@ -67,8 +69,9 @@ class Tower:
         if self.kind == "cnn":
             self._visual.to(memory_format=torch.channels_last)
         self._levels = default_levels(self.kind, self._all_levels)
+        self._patch_levels = patch_levels(self._visual, self.kind, self._levels, self.image_size)
         self.tokenizer = tokenizer
-        self._text = _text_encoder(model, tokenizer)
+        self._text = text_encoder(model, tokenizer)
         self.token_width = self._text.token_width
         device = self._text.device
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
@@ -81,6 +84,7 @@ class Tower:
         self._bf16: bool | None = None
         self._backend: str | None = None
         self._runs: FeatureRunner | None = None
+        self._for_patches: Tower | None = None
 
     def __repr__(self) -> str:
         return f"Tower({self.name!r}, {self.kind}, {self.image_size} px, levels {', '.join(self.layers)})"
@@ -143,13 +147,22 @@ class Tower:
         unknown = [layer for layer in layers if layer not in by_name]
         if unknown or not layers:
             raise TowerError(f"Unknown layers {unknown}; this tower has {', '.join(self.all_layers)}.")
-        chosen = sorted({by_name[layer] for layer in layers}, key=lambda level: level.index)
-        return self._variant(_levels=tuple(chosen))
+        chosen = tuple(sorted({by_name[layer] for layer in layers}, key=self._all_levels.index))
+        return self._variant(_levels=chosen, _patch_levels=chosen)
+
+    def for_patches(self) -> Tower:
+        """A tower around the same weights whose levels patches are compared at, see `patch_levels`."""
+        if self._levels == self._patch_levels:
+            return self
+        if self._for_patches is None:  # the first of two threads may lose its copy, which is harmless
+            _ = self._answering  # folded once for both
+            self._for_patches = self._variant(_levels=self._patch_levels)
+        return self._for_patches
 
     def to(self, device: str | torch.device) -> Tower:
         """Move the tower, with all that shares its weights, to a device and return it; `get_tower` does so once."""
         self._model.to(device)
-        self._runs = self._prompted = None  # copies of the structure keep buffers where they were
+        self._runs = self._prompted = self._for_patches = None  # copies of the structure keep buffers where they were
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
@@ -253,7 +266,7 @@ class Tower:
             )
         if self._prompted is None:  # the first of two threads may lose its copy, which is harmless
             self._prompted = PromptedVisual(self._visual)
-        levels, embedding = self._prompted(self.normalise(pixels), self._indices, prompts)
+        levels, embedding = self._prompted(self.normalise(pixels), [index_of(place) for place in self._places], prompts)
         return levels, F.normalize(embedding, dim=-1)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
@@ -307,16 +320,8 @@ class Tower:
         """
         if self._adapted:
             raise TowerError("This tower has LoRA already; start from the plain one.")
-        visual = lora.add_lora(
-            self._visual,
-            self._indices,
-            self.image_size,
-            rank=rank,
-            alpha=alpha,
-            dropout=dropout,
-            depth=depth,
-            generator=generator,
-        )
+        settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "depth": depth}
+        visual = lora.add_lora(self._visual, self._places, self.image_size, **settings, generator=generator)
         return self._variant(_visual=visual, _adapted=True)
 
     def lora_parameters(self) -> list[nn.Parameter]:
@@ -375,23 +380,16 @@ class Tower:
         visual = self._answering
         if self._runs is None or self._runs.source is not visual:  # the first of two threads may lose its copy too
             backend = self._backend or (None if self._adapted else preferred_backend(self.device))
-            self._runs = FeatureRunner(visual, self._indices, bf16=self.uses_bf16, backend=backend)
+            self._runs = FeatureRunner(visual, self._places, bf16=self.uses_bf16, backend=backend)
         return self._runs
 
     @property
-    def _indices(self) -> list[int]:
-        return [level.index for level in self._levels]
+    def _places(self) -> list[Place]:
+        return [level.place for level in self._levels]
 
     def _variant(self, **changes: Any) -> Tower:
         variant = copy.copy(self)
-        variant.__dict__.update(_prompted=None, _runs=None, **changes)
+        variant.__dict__.update(_prompted=None, _runs=None, _for_patches=None, **changes)
         if "_visual" in changes:
             variant._folded = None
         return variant
-
-
-def _text_encoder(model: Any, tokenizer: Any) -> TextEncoder:
-    from open_clip.hf_model import HFTextEncoder
-
-    text = getattr(model, "text", model)  # a plain CLIP holds the parts of its text tower itself
-    return HuggingFaceText(text, tokenizer) if isinstance(text, HFTextEncoder) else ClipText(text, tokenizer)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmclip.errors import TowerError
+from fmclip.towers.taps import Place
 from fmclip.towers.vision import adaptable_layers, share
 
 
 def add_lora(
     visual: nn.Module,
-    indices: list[int],
+    places: Sequence[Place],
     image_size: int,
     *,
     rank: int,
@@ -27,7 +29,7 @@ def add_lora(
 
     Args:
         visual: open_clip image tower; left untouched.
-        indices: Levels in use.
+        places: Of the levels in use.
         image_size: Side S of the input in pixels.
         rank: Rank r of each update.
         alpha: The update is scaled by alpha / r.
@@ -45,7 +47,7 @@ def add_lora(
 
     if rank < 1 or not 0 <= dropout < 1 or not 0 < depth <= 1:
         raise TowerError("LoRA needs a rank of at least 1, a dropout in [0, 1) and a depth in (0, 1].")
-    blocks = adaptable_layers(visual, indices, image_size)
+    blocks = adaptable_layers(visual, places, image_size)
     if not blocks:
         raise TowerError("This image tower has no linear or 1x1 convolution layer that LoRA could adapt.")
     used = blocks[-max(1, round(depth * len(blocks))) :]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fmclip.towers.vision import Features
+from fmclip.towers.taps import Place, Tap
+from fmclip.towers.vision import Features, share
 
 
 def prefers_bf16(device: torch.device) -> bool:
@@ -52,7 +54,7 @@ class FeatureRunner:
 
     Args:
         visual: Image tower.
-        indices: Levels in use.
+        places: Of the levels in use.
         bf16: Whether to compute in bfloat16; the levels come out as float32 all the same.
         backend: Compiler of `torch.compile`, or None for none; a first call then takes tens of seconds.
 
@@ -61,21 +63,23 @@ class FeatureRunner:
         visual: What is run: that tower itself or its rounded copy.
     """
 
-    def __init__(self, visual: nn.Module, indices: list[int], *, bf16: bool, backend: str | None) -> None:
+    def __init__(self, visual: nn.Module, places: Sequence[Place], *, bf16: bool, backend: str | None) -> None:
         self.source = visual
         self.visual = rounded(visual) if bf16 else visual
-        self._indices = indices
+        if self.visual is visual and any(isinstance(place, Tap) for place in places):
+            self.visual = share(visual)  # it gets hooks
+        self._places = places
         self._bf16 = bf16
         self._backend = backend
         self._features: dict[int, Any] = {}  # by the number of levels
 
     def __call__(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Normalised pixels [B, 3, S, S] -> one [B, C_j, H_j, W_j] for each of the first `levels` levels."""
-        indices = self._indices[:levels]
-        run = self._features.get(len(indices))
+        places = self._places[:levels]
+        run = self._features.get(len(places))
         if run is None:
-            run = Features(self.visual, indices)
-            run = self._features[len(indices)] = (
+            run = Features(self.visual, places)
+            run = self._features[len(places)] = (
                 run if self._backend is None else torch.compile(run, backend=self._backend)
             )
         if not self._bf16:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.towers.lora import lora_tensors
+from fmclip.towers.taps import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
 
 if TYPE_CHECKING:
@@ -61,26 +62,26 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
     Returns:
         None where LoRA begins in the first block, or where more lies between two blocks than the output of the former.
     """
-    visual, indices = tower._visual, tower._indices[:levels]
-    blocks = list(blocks_in_order(visual, indices, tower.image_size))
+    visual, places = tower._visual, tower._places[:levels]
+    blocks = list(blocks_in_order(visual, places, tower.image_size))
     adapted = {block_name(name) for name in lora_tensors(visual)}
     frozen = blocks[: next((place for place, block in enumerate(blocks) if block in adapted), 0)]
     if not frozen:
         return None
     pixels = torch.rand(1, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(tower.device)
-    expected, outputs = _look(visual, indices, frozen, pixels)
+    expected, outputs = _look(visual, places, frozen, pixels)
     if tower.kind == "transformer":
-        ends = {blocks[index] for index in indices}
+        ends = {blocks[place] for place in places if isinstance(place, int)}
     else:
-        places = {level.data_ptr() for level in expected}
-        ends = {block for block, out in outputs.items() if out.data_ptr() in places}
+        levels_at = {level.data_ptr() for level in expected}
+        ends = {block for block, out in outputs.items() if out.data_ptr() in levels_at}
     cuts = [block for block in frozen if block in ends or block == frozen[-1]]  # levels, and where LoRA begins
     rest = share(visual)
     for block in frozen:
         rest.set_submodule(block, _Given() if block in cuts else _Passing())
     _give(rest, [outputs[block] for block in cuts])
-    if not _agrees(rest, indices, pixels, expected):
+    if not _agrees(rest, places, pixels, expected):
         return None
     return FrozenPrefix(tower._variant(_visual=_head(visual, cuts)), tower._variant(_visual=rest), levels)
 
@@ -144,7 +145,7 @@ def _head(visual: nn.Module, cuts: Sequence[str]) -> nn.Module:
 
 @torch.no_grad()
 def _look(
-    visual: nn.Module, indices: list[int], blocks: Sequence[str], pixels: Tensor
+    visual: nn.Module, places: Sequence[Place], blocks: Sequence[str], pixels: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Levels of a picture, and what some blocks give for it."""
     seen = share(visual)
@@ -153,13 +154,13 @@ def _look(
         seen.get_submodule(block).register_forward_hook(
             lambda _module, _args, out, block=block: outputs.update({block: out})
         )
-    return Features(seen, indices)(pixels), outputs
+    return Features(seen, places)(pixels), outputs
 
 
 @torch.no_grad()
-def _agrees(rest: nn.Module, indices: list[int], pixels: Tensor, expected: Sequence[Tensor]) -> bool:
+def _agrees(rest: nn.Module, places: Sequence[Place], pixels: Tensor, expected: Sequence[Tensor]) -> bool:
     try:
-        found = Features(rest, indices)(pixels)
+        found = Features(share(rest), places)(pixels)
     except (RuntimeError, TypeError, ValueError, IndexError):  # shapes that do not fit
         return False
     return all(

@@ -206,3 +206,11 @@ class HuggingFaceText(TextEncoder):
         mask = used.long()
         out = self.tower.transformer(inputs_embeds=rows, attention_mask=mask)
         return self.tower.proj(self.tower.pooler(out, mask))  # [N, D]
+
+
+def text_encoder(model: Any, tokenizer: Any) -> TextEncoder:
+    """Choose how the text half of an open_clip model is run."""
+    from open_clip.hf_model import HFTextEncoder
+
+    text = getattr(model, "text", model)  # a plain CLIP holds the parts of its text tower itself
+    return HuggingFaceText(text, tokenizer) if isinstance(text, HFTextEncoder) else ClipText(text, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.errors import TowerError
+from fmclip.towers.taps import Place, Tap, index_of, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
 N_SCALES = len(DEPTHS)
@@ -22,13 +24,13 @@ class Level:
 
     Attributes:
         name: What a person calls it: "block 12" or "stride 8".
-        index: Its place among the tower's intermediate features.
+        place: Where in the tower.
         width: Channels C_j.
         grid: Rows and columns (H_j, W_j).
     """
 
     name: str
-    index: int
+    place: Place
     width: int
     grid: tuple[int, int]
 
@@ -37,15 +39,31 @@ class Features(nn.Module):
     """The image tower from its input to the deepest level asked for; nothing above that is run.
 
     Patch tokens are the plain outputs of the blocks: no final norm, which was trained for the last block only.
+
+    Args:
+        visual: Image tower; where there are taps it gets hooks, so it must be a copy of one's own (`share`).
+        places: Of the levels; None takes all that the tower itself lists.
     """
 
-    def __init__(self, visual: nn.Module, indices: list[int] | None) -> None:
+    def __init__(self, visual: nn.Module, places: Sequence[Place] | None) -> None:
         super().__init__()
         self.visual: Any = visual
-        self.indices = indices
+        self.places = places
+        self.indices = None if places is None else sorted({index_of(place) for place in places})
+        self.taps = [place for place in places or () if isinstance(place, Tap)]
+        for tap in self.taps:
+            tap.listen(visual)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return one [B, C_j, H_j, W_j] for each level, from normalised pixels [B, 3, S, S]."""
+        if self.places is None or self.indices is None or not self.taps:
+            return self._intermediates(pixels)
+        with tapping() as tapped:
+            found = self._intermediates(pixels)
+        levels = dict(zip(self.indices, found, strict=True))
+        return [levels[place] if isinstance(place, int) else place.read(tapped) for place in self.places]
+
+    def _intermediates(self, pixels: Tensor) -> list[Tensor]:
         from open_clip.modified_resnet import ModifiedResNet
 
         # ModifiedResNet reads `stop_early` the other way round: it cuts its stages when told not to stop
@@ -126,12 +144,12 @@ def default_levels(kind: str, levels: list[Level]) -> tuple[Level, ...]:
     return tuple(deepest.values())[-N_SCALES:]
 
 
-def adaptable_layers(visual: nn.Module, indices: list[int], image_size: int) -> list[list[str]]:
+def adaptable_layers(visual: nn.Module, places: Sequence[Place], image_size: int) -> list[list[str]]:
     """Find the layers that LoRA can reach, one list a block, see `blocks_in_order`."""
-    return list(blocks_in_order(visual, indices, image_size).values())
+    return list(blocks_in_order(visual, places, image_size).values())
 
 
-def blocks_in_order(visual: nn.Module, indices: list[int], image_size: int) -> dict[str, list[str]]:
+def blocks_in_order(visual: nn.Module, places: Sequence[Place], image_size: int) -> dict[str, list[str]]:
     """Find the blocks and their layers that LoRA can reach: linears and 1x1 convolutions that features run through.
 
     Layers are found by running the tower on shapes: a layer that is skipped, or whose weights are used without calling
@@ -139,7 +157,7 @@ def blocks_in_order(visual: nn.Module, indices: list[int], image_size: int) -> d
 
     Args:
         visual: open_clip image tower.
-        indices: Levels in use; layers above the deepest one are left out.
+        places: Of the levels in use; layers above the deepest one are left out.
         image_size: Side S of the input in pixels.
 
     Returns:
@@ -156,7 +174,7 @@ def blocks_in_order(visual: nn.Module, indices: list[int], image_size: int) -> d
     for name, module in probe.named_modules():
         if is_adaptable(module) and block_name(name):
             module.register_forward_pre_hook(lambda _module, _args, name=name: note(name))
-    run_shapes(Features(probe, indices), image_size)
+    run_shapes(Features(probe, places), image_size)
     return blocks
 
 

@@ -16,12 +16,12 @@ from fmclip.views import default_views
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-resnet"])
 def setting(request):
-    tower = get_tower(request.param)
+    tower = get_tower(request.param).for_patches()
     config = FusionMedCLIPConfig(scan_type="brain MRI", stage2_epochs=8, stage3_epochs=8, pool_size=16)
     generator = torch.Generator().manual_seed(0)
     pixels, content, _ = to_pixels([normal_scan(seed) for seed in range(4)], tower)
     pool = synthesise(pixels, content, config, generator, ignore)
-    views = default_views(tower.grids)
+    views = default_views(len(tower.layers))
     memory = ReferenceMemory.learn(tower.features(pixels), content, views)
     return tower, config, generator, pixels, content, pool, memory
 

@@ -34,7 +34,7 @@ def tower(request):
 @torch.no_grad()
 def test_features_and_embeddings_are_those_of_the_plain_tower_without_its_batch_norms(tower):
     pixels = pixels_for(tower)
-    plain = Features(tower._visual, tower._indices)(tower.normalise(pixels))
+    plain = Features(tower._visual, tower._places)(tower.normalise(pixels))
     for ours, theirs in zip(tower.features(pixels), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     embedding = nn.functional.normalize(tower._visual(tower.normalise(pixels)), dim=-1)
@@ -49,7 +49,7 @@ def test_a_tower_that_is_trained_further_answers_with_its_new_weights(tower):
     before = tower.features(pixels)
     next(module for module in tower.model.visual.modules() if isinstance(module, nn.Conv2d)).weight.mul_(1.5)
     after = tower.features(pixels)
-    plain = Features(tower._visual, tower._indices)(tower.normalise(pixels))
+    plain = Features(tower._visual, tower._places)(tower.normalise(pixels))
     assert not torch.allclose(before[0], after[0], rtol=1e-3)
     torch.testing.assert_close(after[0], plain[0], rtol=1e-4, atol=1e-4)
 

@@ -26,9 +26,10 @@ def gradients(levels, tower: Tower) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", VISION)
-def test_features_and_gradients_are_those_of_the_whole_tower(name):
+@pytest.mark.parametrize(("name", "for_patches"), [*((name, False) for name in VISION), ("timm convnext", True)])
+def test_features_and_gradients_are_those_of_the_whole_tower(name, for_patches):
     tower = make_tower(VISION[name])[0]
+    tower = tower.for_patches() if for_patches else tower
     adapted = adapt(tower, 0.5)
     cut = cut_tower(adapted, len(tower.layers))
     assert cut is not None
