@@ -75,7 +75,7 @@ class ViewExplanation:
     Attributes:
         name: In words: "stride 16, direction".
         layer: Level of the tower ("stride 16", "block 4").
-        kind: "direction", "energy", "context" or "mirror", see `fmclip.views`.
+        kind: "direction", "context" or "mirror", see `fmclip.views`.
         share: Share of the view in the memory's answer at this place, in [0, 1]; 0 for the mirror view at the midline,
             where a place is its own mirror image.
         distance: To the nearest patch of all references, in units of the reference level.

@@ -15,7 +15,7 @@ from fmclip.scans import Scan
 CONTEXT = 3.0
 """How much of a scan is shown around a patch: a square of so many times its longer side."""
 _MARK = "#00c8ff"
-_KINDS = {"direction": "pattern", "energy": "strength", "context": "within the scan", "mirror": "left against right"}
+_KINDS = {"direction": "pattern", "context": "within the scan", "mirror": "left against right"}
 
 
 def explanation_figure(explanation: Explanation, threshold: float) -> Figure:

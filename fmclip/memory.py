@@ -25,6 +25,7 @@ from fmclip.views import View, view_features, weigh
 from fmclip.whitening import inverse_root, principal_whitening, shrunk, triangular_whitening
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
+FOLDS = 8  # whitenings that are learned again for leave-one-out, at most
 MAX_REGIONS = 64  # that may join after learning
 SHRINKAGE = 0.1  # share of the isotropic part in the residual covariance; keeps it invertible for few references
 
@@ -38,7 +39,8 @@ class ReferenceMemory:
         owner: [N], reference scan of each patch; from `references` on, regions that were marked as normal later.
         place: [N], where each patch lies in its scan: row * w + column on the views' common grid (h, w).
         whitening: For each view [C_v, C_v].
-        scale: [V], mean over the references of the largest distance with the scan's own patches left out.
+        scale: [V], mean over the references of the largest distance to the patch of another that is nearest before the
+            whitening: a unit for the residuals.
         level: [V], the same with the scan left out of the whitening too, in units of `scale`; see `calibrate`.
         references: k.
         search: How far a patch is from the bank.
@@ -119,14 +121,14 @@ class ReferenceMemory:
             else principal_whitening(one - one[rows[:, 0]], shrinkage)
             for view, one, rows, along in zip(views, bank, closest, axes or [None] * len(views), strict=True)
         ]
+        apart = [
+            ((one - one[rows[:, 0]]) @ white).norm(dim=1)
+            for one, rows, white in zip(bank, closest, whitening, strict=True)
+        ]
+        scale = torch.stack([_mean_largest(one, picture, k) for one in apart]).clamp_min(1e-6)  # [V]
         bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
-        ones = torch.ones(len(views), device=bank[0].device)
         kept = torch.arange(len(owner), device=owner.device)
-        memory = cls(views, bank, owner, place, whitening, ones, ones, k, search, kept, closest)
-        scans = [level[:k] for level in features]
-        distances, _ = memory.compare(scans, own=torch.arange(k, device=owner.device))  # [k, V, h, w]
-        largest = (distances * inside[:k, None]).flatten(2).amax(dim=2)  # [k, V]
-        memory.scale = largest.mean(dim=0).clamp_min(1e-6)
+        memory = cls(views, bank, owner, place, whitening, scale, torch.ones_like(scale), k, search, kept, closest)
         if coreset < 1:
             joined = torch.cat([one / scale for one, scale in zip(bank, memory.scale, strict=True)], dim=1)
             memory._keep(greedy_coreset(joined, math.ceil(coreset * len(owner)), generator or torch.Generator()))
@@ -263,7 +265,8 @@ class ReferenceMemory:
         `compare(own=...)` leaves out the scan's patches only: the whitening was learned from its residuals too and
         shrinks them, so that a new normal scan would score higher than any reference. Learning again without a scan
         means that the patches whose nearest neighbour lay in it turn to the next reference, and a covariance without
-        its residuals and with theirs instead.
+        its residuals and with theirs instead. Of more than `FOLDS` references several share a whitening that has seen
+        none of them.
 
         Args:
             features: One [n, C_j, H_j, W_j] for each level, those that were learned from.
@@ -279,7 +282,7 @@ class ReferenceMemory:
             return self.compare([level[:k] for level in features], own=torch.arange(k, device=self.owner.device))[0]
         assert self.kept is not None, "a memory from a file has no patches to learn again from"
         assert self.closest is not None
-        found = []
+        folds, found = min(k, FOLDS), []
         looks = view_features(features, self.views)
         for look, scale, closest in zip(looks, self.scale, self.closest, strict=True):
             h, w = grid_of(look)
@@ -288,20 +291,21 @@ class ReferenceMemory:
             patches, owner = every[inside], inside.nonzero()[:, 0] // (h * w) % k  # [N, C], [N]
             # residuals [N, C]; in double precision, since most of a sum may be taken off again
             first, second = ((patches - patches[rows]).double() for rows in closest.T)
-            whose = owner[closest[:, 0]]  # [N], which scan the nearest patch lies in
+            fold, (of_first, of_second) = owner % folds, owner[closest.T] % folds  # [N] each
             products, remembered = first.T @ first, patches[self.kept]  # [C, C], [N', C]
-            own = []
-            for scan in range(k):
-                is_own, lost = owner == scan, whose == scan  # its patches; those whose nearest neighbour is gone
-                gone, instead = first[is_own | lost], second[lost]
-                covariance = (products - gone.T @ gone + instead.T @ instead) / (~is_own).sum()
+            own = torch.empty(k, h, w, device=patches.device)
+            for left_out in range(folds):
+                is_own, lost = fold == left_out, of_first == left_out  # its patches; those whose nearest is gone
+                gone, instead = first[is_own | lost], second[~is_own & lost & (of_second != left_out)]
+                covariance = (products - gone.T @ gone + instead.T @ instead) / (len(first) - len(gone) + len(instead))
                 white = inverse_root(shrunk(covariance, max(shrinkage, 1e-8))).to(patches)  # [C, C]
-                query = every[scan * h * w : (scan + 1) * h * w] @ white
-                bank = remembered[self.owner != scan] @ white
-                rows = nearest(query, bank)  # [h * w]
-                apart = self.search.distance(query, bank, rows, (query - bank[rows]).norm(dim=1))
-                own.append(apart.view(h, w) / scale)
-            found.append(torch.stack(own))  # [k, h, w]
+                whitened = remembered @ white
+                for scan in range(left_out, k, folds):
+                    query, bank = every[scan * h * w : (scan + 1) * h * w] @ white, whitened[self.owner != scan]
+                    rows = nearest(query, bank)  # [h * w]
+                    apart = self.search.distance(query, bank, rows, (query - bank[rows]).norm(dim=1))
+                    own[scan] = apart.view(h, w) / scale
+            found.append(own)
         return torch.stack(found, dim=1)
 
     def calibrate(self, distances: Tensor, content: Tensor) -> None:
@@ -375,6 +379,13 @@ def patch_weight(content: Tensor, grid: tuple[int, int]) -> Tensor:
 def grid_of(maps: Tensor) -> tuple[int, int]:
     """Rows and columns of maps [..., h, w]."""
     return maps.shape[-2], maps.shape[-1]
+
+
+def _mean_largest(distances: Tensor, picture: Tensor, references: int) -> Tensor:
+    """Mean over the references of the largest distance: of each patch [N], and the picture that it is of [N] -> []."""
+    largest = distances.new_zeros(references)
+    own = picture < references  # varied copies do not count
+    return largest.scatter_reduce(0, picture[own], distances[own], "amax").mean()
 
 
 def _patches(look: Tensor) -> Tensor:

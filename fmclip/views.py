@@ -4,7 +4,6 @@ Each kind, weight and reach was chosen on the tuning half (benchmarks/NOTES.md):
 
 - *direction*: channels standardised at each place, unit length; blind to gain and contrast, which vary among normal
   scans of mixed origin.
-- *energy*: the plain features; sees echo-poor, flat regions.
 - *mirror*: the direction minus the most alike direction around the place on the other side of the scan. Bodies are
   nearly symmetric and lesions seldom are. Normal asymmetry (the heart, a liver) is in the reference scans too, so the
   memory knows it.
@@ -32,26 +31,25 @@ class View:
 
     Attributes:
         level: Index into the tower's levels.
-        kind: "direction", "energy", "context" or "mirror".
+        kind: "direction", "context" or "mirror".
         weight: Share in the weighted mean of the distances; need not sum to 1.
     """
 
     level: int
-    kind: Literal["direction", "energy", "context", "mirror"]
+    kind: Literal["direction", "context", "mirror"]
     weight: float = 1.0
 
     @property
     def shows_appearance(self) -> bool:
         """Whether it looks at the patch alone, and not at what is elsewhere in its scan."""
-        return self.kind in ("direction", "energy")
+        return self.kind == "direction"
 
 
 def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
-    The deepest level is looked at in all ways, its direction and its energy with half the weight of the others; the
-    shallowest by context and mirror alone, since the appearance of small structures differs most between normal scans;
-    those in between by direction and context.
+    Context and mirror at the shallowest and at the deepest level; direction at the others, twice as heavy, and at the
+    deepest. Of a tower with one level all three; with two, the shallower is looked at by context and mirror.
 
     Args:
         n_levels: Levels of the tower.
@@ -66,15 +64,12 @@ def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]
     if any(not 0 <= level < n_levels for level in levels):
         raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
     *others, deepest = sorted(set(levels)) or range(n_levels)
-    views = []
-    for level in others:
-        views += [View(level, "context"), View(level, "mirror" if level == others[0] else "direction")]
+    ends = [*others[:1], deepest]
     return (
-        *views,
-        View(deepest, "direction", 0.5),
-        View(deepest, "energy", 0.5),
-        View(deepest, "context"),
-        View(deepest, "mirror"),
+        *(View(level, "direction", 2.0) for level in others[1:]),
+        View(deepest, "direction"),
+        *(View(level, "context") for level in ends),
+        *(View(level, "mirror") for level in ends),
     )
 
 
@@ -96,7 +91,7 @@ def view_features(features: Sequence[Tensor], views: Sequence[View]) -> list[Ten
     h, w = min(tuple(features[view.level].shape[-2:]) for view in views)
     found = []
     for view in views:
-        look = features[view.level] if view.kind == "energy" else _direction(features[view.level])
+        look = _direction(features[view.level])
         look = look if look.shape[-2:] == (h, w) else F.adaptive_avg_pool2d(look, (h, w))
         match = _MATCHES.get(view.kind)
         found.append(look - match(look) if match else look)

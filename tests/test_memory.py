@@ -6,7 +6,7 @@ import torch
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.views import View, default_views, view_features, weigh
 
-VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "energy"))
+VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "context"))
 
 
 def levels(k: int, seed: int = 0) -> list[torch.Tensor]:
@@ -26,7 +26,8 @@ def test_distances_equal_a_brute_force_search(memory):
         patches = look.permute(0, 2, 3, 1).reshape(-1, look.shape[1]) @ memory.whitening[index]
         expected = torch.cdist(patches, memory.bank[index]).amin(dim=1) / memory.scale[index]
         torch.testing.assert_close(distances[:, index].flatten(), expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(residuals[index].norm(dim=1).flatten(), expected, atol=1e-4, rtol=1e-4)
+        if index < len(residuals):  # of the views that show appearance
+            torch.testing.assert_close(residuals[index].norm(dim=1).flatten(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_reference_never_meets_itself_when_left_out(memory):
@@ -37,18 +38,19 @@ def test_a_reference_never_meets_itself_when_left_out(memory):
     assert without.min() > 0.1
 
 
-def test_one_means_as_far_as_the_oddest_patch_of_a_reference(memory):
-    distances, _ = memory.compare(levels(4), own=torch.arange(4))
-    torch.testing.assert_close(distances.flatten(2).amax(dim=2).mean(dim=0), torch.ones(3), atol=1e-4, rtol=1e-4)
+def test_one_means_as_far_as_the_oddest_patch_of_a_reference_that_the_memory_has_not_seen(memory):
+    content = torch.ones(4, 32, 32, dtype=torch.bool)
+    distances = memory.leave_one_out(levels(4), content)
+    memory.calibrate(distances, content)
+    largest = (distances / memory.level.view(-1, 1, 1) * patch_weight(content, (4, 4))[:, None]).flatten(2).amax(dim=2)
+    torch.testing.assert_close(largest.mean(dim=0), torch.ones(3), atol=1e-4, rtol=1e-4)
 
 
-def test_direction_is_blind_to_gain_and_offset_and_energy_is_not(memory):
+def test_views_are_blind_to_gain_and_offset():
     references = levels(4)
     brighter = [2 * level + 0.3 for level in references]
-    same = view_features(references, VIEWS)
-    other = view_features(brighter, VIEWS)
-    torch.testing.assert_close(same[0], other[0], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(same[2], other[2], atol=0.1)
+    for one, other in zip(view_features(references, VIEWS), view_features(brighter, VIEWS), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_features_through_the_residuals(memory):
@@ -78,20 +80,25 @@ def test_state_round_trip_and_damage(memory):
         ReferenceMemory.from_state(state, VIEWS, 5, torch.device("cpu"))
 
 
-def test_the_shallowest_level_shows_surroundings_and_the_deepest_everything():
-    assert [(view.level, view.kind) for view in default_views(3)] == [
-        (0, "context"),
-        (0, "mirror"),
-        (1, "context"),
-        (1, "direction"),
-        (2, "direction"),
-        (2, "energy"),
-        (2, "context"),
-        (2, "mirror"),
+def test_the_ends_show_surroundings_and_the_levels_between_appearance():
+    assert [(view.level, view.kind, view.weight) for view in default_views(3)] == [
+        (1, "direction", 2.0),
+        (2, "direction", 1.0),
+        (0, "context", 1.0),
+        (2, "context", 1.0),
+        (0, "mirror", 1.0),
+        (2, "mirror", 1.0),
     ]
-    assert {(view.level, view.kind) for view in default_views(3, levels=[1])} == {
-        (1, kind) for kind in ("direction", "energy", "context", "mirror")
-    }
+    assert [(view.level, view.kind) for view in default_views(2)] == [
+        (1, "direction"),
+        (0, "context"),
+        (1, "context"),
+        (0, "mirror"),
+        (1, "mirror"),
+    ]
+    assert [(view.level, view.kind) for view in default_views(3, levels=[1])] == [
+        (1, kind) for kind in ("direction", "context", "mirror")
+    ]
 
 
 def test_the_context_view_sees_what_is_normal_elsewhere_but_not_in_this_scan():
@@ -181,15 +188,16 @@ def test_axes_that_are_kept_change_no_distance_and_keep_what_a_channel_means(mem
     expected, _ = anew.compare(query)
     found, residuals = kept.compare(query, residuals=True)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert [one.shape[1] for one in residuals] == [6, 5, 5]
+    assert [one.shape[1] for one in residuals] == [6, 5]
     for white, axes in zip(kept.whitening, memory.axes, strict=True):
-        assert ((white / white.norm(dim=0)) * axes).sum(dim=0).min() > 0.95
+        if axes is not None:
+            assert ((white / white.norm(dim=0)) * axes).sum(dim=0).min() > 0.95
 
 
 def test_without_shrinkage_a_flat_channel_is_no_obstacle():
     references = levels(4)
     references[1][:, 0] = 0.0
-    views = (View(1, "energy"), View(1, "mirror"))
+    views = (View(1, "direction"), View(1, "mirror"))
     memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views, 0.0)
     distances, _ = memory.compare([level[:1] for level in references])
     assert distances.isfinite().all()

@@ -78,7 +78,7 @@ def test_marks_outlive_the_next_adaptation_and_reach_the_trained_map_too():
 
 def test_the_answer_to_why_names_the_region_that_is_nearest(session):
     session.mark_normal([region(ODD, LEFT)])
-    view = next(view for view in session.explain(ODD, 12, 24).views if view.share and view.kind == "energy")
+    view = next(view for view in session.explain(ODD, 12, 24).views if view.share and view.kind == "direction")
     assert view.matches[0].label == "normal region 1"
     assert view.matches[0].scan is ODD
     left, top, right, bottom = view.matches[0].box

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 KINDS = {
     "direction": "pattern",
-    "energy": "pattern and its strength",
     "context": "against the rest of the scan",
     "mirror": "left against right",
 }

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SKETCH = 256
-"""Channels to which hidden activations are brought; half as many cost two points (benchmarks/NOTES.md)."""
+SKETCH = 128
+"""Channels to which hidden activations are brought; more bring nothing (benchmarks/NOTES.md)."""
 
 _TAPPED: ContextVar[dict[str, Tensor]] = ContextVar("tapped")  # safe where threads share a tower
 

@@ -32,7 +32,7 @@ def tower():
 def test_every_variant_finds_the_lesion_and_answers_the_same_from_a_file(tower, settings, tmp_path):
     plain = PatchMemory(tower).fit(REFERENCES)
     detector = PatchMemory(tower, PatchMemoryConfig(**settings)).fit(REFERENCES)
-    scans = [normal_scan(20), lesion_scan(24)]
+    scans = [normal_scan(24), lesion_scan(24)]
     normal, lesion = detector.predict(scans)
     assert lesion.score > normal.score
     row, column = np.unravel_index(lesion.map.argmax(), lesion.map.shape)

@@ -119,6 +119,6 @@ def test_a_sketch_keeps_distances_and_leaves_narrow_features_alone():
     )
     off_diagonal = ratio[:, ~torch.eye(16, dtype=torch.bool)]
     torch.testing.assert_close(off_diagonal.mean(), torch.tensor((SKETCH / 720) ** 0.5), rtol=0.05, atol=0)
-    assert off_diagonal.std() < 0.1 * off_diagonal.mean()
+    assert off_diagonal.std() < 0.15 * off_diagonal.mean()
     assert sketch(features[:, :100]).shape[1] == 100
     torch.testing.assert_close(sketch(torch.ones(1, 720, 2, 2)), torch.zeros(1, SKETCH, 2, 2), atol=1e-3, rtol=0)
