@@ -50,7 +50,7 @@ def test_lesions_lift_the_score_of_their_scan_above_nearly_all_normal_ones_and_a
         [one.score for one in detector.predict([*map(draw, seeds)])] for draw in (normal_scan, lesion_scan)
     )
     assert all(with_it > without for with_it, without in zip(lesions, normals, strict=True))
-    assert np.mean(np.greater.outer(lesions, normals)) > 0.9
+    assert np.mean(np.greater.outer(lesions, normals)) > 0.85
     (lesion,) = detector.predict([lesion_scan(24)])
     row, column = np.unravel_index(lesion.map.argmax(), lesion.map.shape)
     assert np.hypot(row - 24, column - 38) < 16
