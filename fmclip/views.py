@@ -48,8 +48,8 @@ class View:
 def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
-    Context and mirror at the shallowest and at the deepest level; direction at the others, twice as heavy, and at the
-    deepest. Of a tower with one level all three; with two, the shallower is looked at by context and mirror.
+    Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it, at
+    the deepest. Direction, context and mirror count a third each where there are three levels.
 
     Args:
         n_levels: Levels of the tower.
@@ -66,8 +66,8 @@ def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]
     *others, deepest = sorted(set(levels)) or range(n_levels)
     ends = [*others[:1], deepest]
     return (
-        *(View(level, "direction", 2.0) for level in others[1:]),
-        View(deepest, "direction"),
+        *(View(level, "direction", 1.75 / len(others[1:])) for level in others[1:]),
+        View(deepest, "direction", 0.25 if others[1:] else len(ends)),
         *(View(level, "context") for level in ends),
         *(View(level, "mirror") for level in ends),
     )

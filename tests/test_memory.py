@@ -82,13 +82,19 @@ def test_state_round_trip_and_damage(memory):
 
 def test_the_ends_show_surroundings_and_the_levels_between_appearance():
     assert [(view.level, view.kind, view.weight) for view in default_views(3)] == [
-        (1, "direction", 2.0),
-        (2, "direction", 1.0),
+        (1, "direction", 1.75),
+        (2, "direction", 0.25),
         (0, "context", 1.0),
         (2, "context", 1.0),
         (0, "mirror", 1.0),
         (2, "mirror", 1.0),
     ]
+    for count in range(1, 6):  # a third each
+        views = default_views(count)
+        shares = [
+            sum(view.weight for view in views if view.kind == kind) for kind in ("direction", "context", "mirror")
+        ]
+        assert shares == pytest.approx([min(count, 2)] * 3)
     assert [(view.level, view.kind) for view in default_views(2)] == [
         (1, "direction"),
         (0, "context"),
