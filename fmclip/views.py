@@ -48,8 +48,8 @@ class View:
 def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower.
 
-    Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it, at
-    the deepest. Direction, context and mirror count a third each where there are three levels.
+    Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
+    at the deepest. Direction, context and mirror count a third each.
 
     Args:
         n_levels: Levels of the tower.
