@@ -31,7 +31,7 @@ from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
 FORMAT_VERSION = 3
-"""2: the patch memory holds the context view, see `fmclip.views`."""
+"""2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -41,7 +41,7 @@ class ReferenceMemory:
         whitening: For each view [C_v, C_v].
         scale: [V], mean over the references of the largest distance to the patch of another that is nearest before the
             whitening: a unit for the residuals.
-        level: [V], the same with the scan left out of the whitening too, in units of `scale`; see `calibrate`.
+        level: [V], mean over the references of the largest leave-one-out distance in units of `scale`, see `calibrate`.
         references: k.
         search: How far a patch is from the bank.
         kept: [N], rows of the bank among all patches that were learned from; None after loading.

@@ -49,14 +49,14 @@ def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]
     """Choose views for a tower.
 
     Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
-    at the deepest. Direction, context and mirror count a third each.
+    at the deepest (all of it where there are none in between). Direction, context and mirror count a third each.
 
     Args:
         n_levels: Levels of the tower.
         levels: Which of them, 0 the shallowest; none takes all.
 
     Returns:
-        The views, from shallow to deep.
+        The views: directions, then contexts, then mirrors, each from shallow to deep.
 
     Raises:
         TowerError: The tower has no such level.

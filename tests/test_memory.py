@@ -5,6 +5,7 @@ import torch
 
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.views import View, default_views, view_features, weigh
+from fmclip.whitening import shrunk
 
 VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "context"))
 
@@ -44,6 +45,43 @@ def test_one_means_as_far_as_the_oddest_patch_of_a_reference_that_the_memory_has
     memory.calibrate(distances, content)
     largest = (distances / memory.level.view(-1, 1, 1) * patch_weight(content, (4, 4))[:, None]).flatten(2).amax(dim=2)
     torch.testing.assert_close(largest.mean(dim=0), torch.ones(3), atol=1e-4, rtol=1e-4)
+
+
+def test_the_unit_of_residuals_is_the_largest_of_a_reference_and_varied_copies_do_not_count():
+    content = torch.ones(8, 32, 32, dtype=torch.bool)
+    references, copies = levels(4), [3 * level for level in levels(4, seed=7)]
+    both = [torch.cat(pair) for pair in zip(references, copies, strict=True)]
+    memory = ReferenceMemory.learn(both, content, VIEWS, references=4)
+    for index, look in enumerate(view_features(both, VIEWS)):
+        patches = look.permute(0, 2, 3, 1).flatten(0, 2)
+        apart = ((patches - patches[memory.closest[index][:, 0]]) @ memory.whitening[index]).norm(dim=1).view(8, -1)
+        torch.testing.assert_close(memory.scale[index], apart[:4].amax(dim=1).mean())
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_references_that_share_a_whitening_are_compared_with_one_that_has_seen_neither(copies):
+    k = 10  # of eight groups the first two hold two scans each
+    content = torch.ones(k * (1 + copies), 32, 32, dtype=torch.bool)
+    features = levels(k * (1 + copies))
+    memory = ReferenceMemory.learn(features, content, VIEWS[:1], references=k)
+    found = memory.leave_one_out(features, content)[:, 0] * memory.scale[0]
+    look = view_features(features, VIEWS[:1])[0]
+    patches = look.permute(0, 2, 3, 1).flatten(1, 2)  # [n, h * w, C]
+    owner = torch.arange(len(patches)) % k
+    for scan in (0, 8, 3):
+        kept = (owner % 8) != scan % 8
+        residuals = []
+        for place in kept.nonzero()[:, 0].tolist():
+            for row, patch in enumerate(patches[place]):
+                nearest = memory.closest[0][place * 64 + row]  # in another reference, and in yet another one
+                left = [patches.flatten(0, 1)[one] for one in nearest if kept[int(one) // 64]]
+                residuals += [patch - left[0]] if left else []
+        stacked = torch.stack(residuals)
+        covariance = shrunk(stacked.T @ stacked / len(stacked), 0.1)
+        white = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+        others = patches[owner != scan].flatten(0, 1)
+        expected = torch.cdist(patches[scan] @ white, others @ white).amin(dim=1)
+        torch.testing.assert_close(found[scan].flatten(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_views_are_blind_to_gain_and_offset():

@@ -27,13 +27,14 @@ def to_unit(evidence: Tensor) -> Tensor:
 def cut_peaks(evidence: Tensor) -> Tensor:
     """Cut each map at the mean of its oddest places, so that the score, its maximum, hangs on no single patch.
 
-    A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too.
+    A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too. Letterbox
+    bars count as places, so that of a narrow scan a larger part is averaged over.
 
     Args:
         evidence: [B, h, w].
 
     Returns:
-        [B, h, w], the largest of each map at least `TAIL` of the places wide.
+        [B, h, w], none above the mean of the `TAIL` oddest places of its map.
     """
     flat = evidence.flatten(1)  # [B, h * w]
     most = flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)  # [B]

@@ -175,7 +175,7 @@ class FusionMedCLIP(Detector):
     ) -> References:
         """Make tower and network the ones that answer; returns what may be `looked` at again under the same tower."""
         if looked is None:
-            features = batched_features(tower, pixels, levels_needed(default_views(len(tower.layers))))
+            features = batched_features(tower, pixels)
             features = features if network is None else network.refine(features)
             config = self.config
             learned = learn_memory(features, content, self._learn, len(content), config.shrinkage, config.smoothing)
@@ -211,7 +211,8 @@ class FusionMedCLIP(Detector):
         distances, residuals = memory.compare(features, own, residuals=network is not None)
         if honest is not None:  # the references: as large as they are to a memory that has never seen them
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
-            residuals = [one * growth[:, view, None] for view, one in enumerate(residuals)]
+            shown = [place for place, view in enumerate(memory.views) if view.shows_appearance]
+            residuals = [one * growth[:, place, None] for place, one in zip(shown, residuals, strict=True)]
             distances = honest
         memory_maps = memory_map(memory, distances, content, self.config.smoothing)
         if network is None or prompts is None:

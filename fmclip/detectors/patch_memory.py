@@ -35,7 +35,7 @@ class PatchMemoryConfig(DetectorConfig):
 
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the residual covariance")
     smoothing: float = setting(0.6, "sigma of the Gaussian over the patch map, in patches")
-    levels: tuple[int, ...] = setting((), "levels of the tower to look at, 0 the shallowest; none chooses them")
+    levels: tuple[int, ...] = setting((), "which of the tower's levels for patches, 0 the shallowest; none takes all")
     coreset: float = setting(1.0, "share of the reference patches that is kept")
     copies: int = setting(0, "varied copies of each reference (moved, turned, brighter) that are remembered too")
     neighbours: int = setting(1, "reference patches over which the distance is averaged")

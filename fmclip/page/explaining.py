@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from fmclip.page.pictures import THUMBNAIL_SIDE, data_address, map_thumbnail, patch_with_surroundings, slider_pair
@@ -67,8 +68,15 @@ class Why:
 
 
 def highest_spot(finding: Finding) -> tuple[float, float]:
-    """Find the spot that decides about the score: (x, y) on the scan's pixels."""
-    row, column = np.unravel_index(int(finding.map.argmax()), finding.map.shape)
+    """Find the spot that decides about the score: (x, y) on the scan's pixels, the middle of the largest peak.
+
+    Peaks are flat (`detectors.evidence.cut_peaks`).
+    """
+    top = (finding.map >= (1 - 1e-6) * finding.map.max()).astype(np.uint8)
+    _, labels, stats, centroids = cv2.connectedComponentsWithStats(top)
+    peak = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    places = np.argwhere(labels == peak)  # [n, 2] rows and columns
+    row, column = places[np.square(places - centroids[peak][::-1]).sum(axis=1).argmin()]
     return float(column) + 0.5, float(row) + 0.5
 
 

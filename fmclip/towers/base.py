@@ -162,8 +162,9 @@ class Tower:
     def to(self, device: str | torch.device) -> Tower:
         """Move the tower, with all that shares its weights, to a device and return it; `get_tower` does so once."""
         self._model.to(device)
-        self._runs = self._prompted = self._for_patches = None  # copies of the structure keep buffers where they were
-        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        for tower in filter(None, (self, self._for_patches)):
+            tower._runs = tower._prompted = None  # copies of the structure keep buffers where they were
+            tower._mean, tower._std = tower._mean.to(device), tower._std.to(device)
         return self
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,8 +66,8 @@ def _blocks_at(visual: nn.Module, level: Level, image_size: int) -> list[_Block]
     inner: dict[str, tuple[str, int]] = {}
     probe = share(visual)  # other threads may be running the tower itself
 
-    def note_output(name: str, out: Tensor) -> None:
-        if tuple(out.shape[2:]) == level.grid:
+    def note_output(name: str, out: Any) -> None:
+        if isinstance(out, Tensor) and out.ndim == 4 and tuple(out.shape[2:]) == level.grid:
             blocks[name] = _Block(name, out.shape[1], *inner.get(name, ("", 0)))
 
     def note_input(name: str, given: Tensor) -> None:

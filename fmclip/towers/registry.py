@@ -57,8 +57,7 @@ def get_tower(name: str = MINI, *, device: str | torch.device = "cpu") -> Tower:
 @torch.no_grad()
 def _looked_once(tower: Tower) -> Tower:
     """Let the tower look at an empty picture, so that no visitor waits for what is done at the first look."""
-    for looked in {tower, tower.for_patches()}:
-        looked.features(torch.zeros(1, 3, tower.image_size, tower.image_size, device=tower.device))
+    tower.for_patches().features(torch.zeros(1, 3, tower.image_size, tower.image_size, device=tower.device))
     return tower
 
 

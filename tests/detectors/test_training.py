@@ -43,9 +43,7 @@ def test_stage_3_trains_everything_and_gives_every_lora_tensor_a_gradient(settin
     network = FusionNetwork(tower, memory.views, config, generator).with_block_adapters(tower, config, generator)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     merged = train_stage3(network, tower, pixels, content, pool, config, generator, ignore)
-    used = {view.level for view in memory.views}
-    unused = {name for name in before if name.startswith("block.") and int(name.split(".")[1]) not in used}
-    assert moved(before, network.state_dict()) == set(before) - unused
+    assert moved(before, network.state_dict()) == set(before)
     ups = {name: value for name, value in network.lora_state.items() if "lora_B" in name}
     assert ups
     reached = [name for name, value in ups.items() if value.abs().max() > 0]

@@ -108,3 +108,9 @@ def test_where_memory_is_short_nothing_is_kept():
     read.prepare(batch)
     assert read.tower is adapted
     assert torch.equal(read(batch)[-1], adapted.features(pool)[-1])
+
+
+@pytest.mark.slow
+def test_where_a_tap_lies_in_a_frozen_block_the_tower_is_not_cut():
+    tower = get_tower("mini").for_patches()
+    assert cut_tower(adapt(tower, 0.1), len(tower.layers)) is None
