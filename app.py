@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fmclip.process import prepare_process
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: threads that spin stall each other on busy cores
+prepare_process()
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  (hosted GPU Spaces want it before torch)
 

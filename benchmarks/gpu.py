@@ -31,7 +31,7 @@ from benchmarks.cpu import simulated_scans
 from benchmarks.roofline import Peaks, count_flops
 from fmclip.acceleration import Acceleration
 from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, StageStarted
-from fmclip.detectors.base import BATCH, batched_features, to_pixels
+from fmclip.detectors.base import batched_features, to_pixels
 from fmclip.detectors.events import ignore
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.training import synthesise, train_stage2, train_stage3
@@ -220,9 +220,9 @@ class _Bench:
             self.how = how
 
     def _forward_flops(self, tower: Tower, scans: int) -> float:
-        pixels = to_pixels(self.queries[:BATCH], tower)[0]
+        pixels = to_pixels(self.queries[:1], tower)[0]
         with torch.no_grad():
-            return count_flops(lambda: tower.features(pixels)) / BATCH * scans
+            return count_flops(lambda: tower.features(pixels)) * scans
 
     def _wait(self) -> None:
         if _is_gpu(self.device):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig, OnEvent, Prediction, Ready
-from fmclip.detectors.base import BATCH, to_pixels
+from fmclip.detectors.base import forward_passes, to_pixels
 from fmclip.detectors.log_odds import log_odds_predictions, to_probability
 from fmclip.errors import CheckpointError, FmclipError
 from fmclip.scans import Scan
@@ -127,8 +127,8 @@ class _FeaturePeer(Peer):
     def _remember(self, model: nn.Module, pixels: Tensor) -> None:
         """Show references to a model, which keeps them while in training mode."""
         model.train()
-        for start in range(0, len(pixels), BATCH):
-            model(self._input(pixels[start : start + BATCH]))
+        for some in forward_passes(len(pixels), pixels.device):
+            model(self._input(pixels[some]))
 
 
 class PatchCore(_FeaturePeer):

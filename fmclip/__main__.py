@@ -1,8 +1,8 @@
 """`python -m fmclip`."""
 
-import os
+from fmclip.process import prepare_process
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: threads that spin stall each other on busy cores
+prepare_process()
 
 from fmclip.cli import main
 

@@ -21,6 +21,7 @@ class Acceleration:
             look instead of new ones each time: a GPU takes longer for an eigendecomposition than for many steps. All
             distances are the same.
         parts: Parts in which a batch goes through the tower, one after the other; the step is that of the whole batch.
+        keeps_frozen: What the frozen blocks make of the pool is kept, so that they run once for each picture.
         checkpointing: Activations of the image tower are computed again in the backward pass instead of being kept;
             LoRA's dropout is off then, since it would be drawn anew.
     """
@@ -29,19 +30,21 @@ class Acceleration:
     static_steps: bool = False
     keeps_axes: bool = False
     parts: int = 1
+    keeps_frozen: bool = True
     checkpointing: bool = False
 
     @classmethod
     def of(cls, device: torch.device) -> Acceleration:
-        """What suits a device: all that saves time on a GPU, nothing elsewhere."""
-        is_gpu = device.type == "cuda"
-        return cls(on_device=is_gpu, static_steps=is_gpu, keeps_axes=is_gpu)
+        """What suits a device: all that saves time on a GPU, and elsewhere halves of a batch, which take as long."""
+        if device.type == "cuda":
+            return cls(on_device=True, static_steps=True, keeps_axes=True)
+        return cls(parts=2)
 
     def smaller(self, batch_size: int) -> Acceleration | None:
-        """The same with less memory: batches in twice as many parts, then checkpointing; None if that is all done."""
+        """The same with less memory: twice as many parts, nothing kept, then checkpointing; None if all is done."""
         if self.parts * 2 <= min(batch_size, 4):
-            return replace(self, parts=self.parts * 2)
-        return None if self.checkpointing else replace(self, checkpointing=True)
+            return replace(self, parts=self.parts * 2, keeps_frozen=False)
+        return None if self.checkpointing else replace(self, keeps_frozen=False, checkpointing=True)
 
     def describe(self) -> str:
         """What is done for want of memory, in words."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fmclip.calibration import distinct
 from fmclip.detectors import Detector
-from fmclip.detectors.base import BATCH, to_pixels
+from fmclip.detectors.base import forward_passes, to_pixels
 from fmclip.detectors.events import ignore
-from fmclip.detectors.synthetic import synthesise_scans
+from fmclip.detectors.synthetic import stack_pictures, synthesise_scans
 from fmclip.maps import resize_map
 from fmclip.memory import grid_of
 from fmclip.scans import Scan
@@ -86,9 +86,8 @@ class HeldOut:
             one for place, scan in enumerate(normal) for one in (scan, *abnormal[share * place : share * place + share])
         ]
         sources = torch.tensor([scan.source for scan in mixed], device=pixels.device)
-        stacked = torch.from_numpy(np.stack([scan.image for scan in mixed])).permute(0, 3, 1, 2).contiguous()
         masks = torch.from_numpy(np.stack([scan.mask for scan in mixed]))
-        return cls(stacked.to(pixels.device), content[sources], masks, sources)
+        return cls(stack_pictures(mixed).to(pixels.device), content[sources], masks, sources)
 
     def first(self, count: int) -> HeldOut:
         """Only the first ones: every stage is to be asked about the same scans."""
@@ -111,10 +110,9 @@ def check(detector: Detector, held: HeldOut, stage: str, go_on: Callable[[], boo
     started = time.monotonic()
     scores: list[float] = []
     found: list[float] = []
-    for start in range(0, len(held.masks), BATCH):
-        if not go_on() or (start and time.monotonic() - started > BUDGET_SECONDS):
+    for batch in forward_passes(len(held.masks), held.pixels.device):
+        if not go_on() or (scores and time.monotonic() - started > BUDGET_SECONDS):
             break
-        batch = slice(start, start + BATCH)
         maps, some = detector.predict_synthetic(held.pixels[batch], held.content[batch], held.sources[batch])
         scores += some.tolist()
         for heat, mask, content in zip(maps.cpu(), held.masks[batch], held.content[batch].cpu(), strict=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fmclip.background import Put
 from fmclip.errors import DeviceShortage, FmclipError, is_out_of_device_memory, is_out_of_memory
+from fmclip.process import free_memory
 
 if TYPE_CHECKING:
     from fmclip.detectors import Detector, Prediction
@@ -42,7 +43,6 @@ def fit_where_it_fits(fit: Callable[[Tower], T], tower: Tower, on_cpu: Callable[
         DeviceShortage: The GPU has too little memory, and there is no `on_cpu`.
     """
     from fmclip.detectors import Notice
-    from fmclip.detectors.fallback import free_memory
 
     try:
         return fit(tower)
@@ -58,8 +58,6 @@ def fit_where_it_fits(fit: Callable[[Tower], T], tower: Tower, on_cpu: Callable[
 
 def predict_where_it_fits(detector: Detector, scans: Sequence[Scan]) -> list[Prediction]:
     """Map scans together, or where the memory is too small for that, in halves; no answer depends on it."""
-    from fmclip.detectors.fallback import free_memory
-
     try:
         return detector.predict(scans)
     except (MemoryError, RuntimeError) as error:

@@ -2,8 +2,10 @@
 
 import os
 
+from fmclip.process import prepare_process
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # by torch, likewise: as app.py has it
+prepare_process()  # as app.py does
 
 import pytest
 import torch

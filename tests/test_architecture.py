@@ -14,6 +14,7 @@ ORDER = [
         "losses",
         "background",
         "pace",
+        "process",
         "search",
         "whitening",
         "prediction_interval",

@@ -24,11 +24,12 @@ from fmclip.archive.manifest import Columns, Entry, Part, Source
 from fmclip.archive.parts import ATTEMPTS, Failure, Known, PartCount, Scored, count_part, encode_map, write_part
 from fmclip.checkpoint import load_adapter
 from fmclip.detectors import Prediction
-from fmclip.detectors.base import BATCH
 from fmclip.errors import ScanError, is_out_of_memory
 from fmclip.scans import Scan
 from fmclip.towers import get_tower
 
+READ_AT_ONCE = 8
+"""Scans that are read before they are mapped together."""
 MAX_VALUES = 2**25
 """Pixel values of the scans that are mapped together: 128 MiB, and what the last one is beyond that."""
 ENDED_TWICE = 2
@@ -149,7 +150,7 @@ class Scorer:
                 continue
             group.append((known, scan))
             values += scan.pixels.size
-            if attempt.is_careful or len(group) == BATCH or values > MAX_VALUES:
+            if attempt.is_careful or len(group) == READ_AT_ONCE or values > MAX_VALUES:
                 yield group
                 group, values = [], 0
         if group:

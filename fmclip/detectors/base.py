@@ -20,8 +20,6 @@ from fmclip.errors import ExportError, NotFittedError, TowerError
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
-BATCH = 8  # scans a forward pass; keeps the memory of a CPU run low
-
 
 def setting(default: Any, text: str) -> Any:
     """Config field with its help."""
@@ -230,12 +228,18 @@ class Detector(ABC):
             NotFittedError: Neither `fit` nor `load_state` was called.
         """
         self._require_fit()
-        for start in range(0, len(scans), BATCH):
-            yield to_pixels(scans[start : start + BATCH], self.tower)
+        for some in forward_passes(len(scans), self.tower.device):
+            yield to_pixels(scans[some], self.tower)
 
     def _require_fit(self) -> None:
         if not self.is_fitted:
             raise NotFittedError("This detector has seen no reference scans yet: adapt it to normal scans first.")
+
+
+def forward_passes(count: int, device: torch.device) -> Iterator[slice]:
+    """Slices of scans that go through a tower together: 4 on a CPU, which takes twice as long for 8, else 8."""
+    size = 4 if device.type == "cpu" else 8
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list[Letterbox]]:
@@ -252,5 +256,5 @@ def to_pixels(scans: Sequence[Scan], tower: Tower) -> tuple[Tensor, Tensor, list
 
 def batched_features(tower: Tower, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
     """Features of many scans, a few at a time: [N, 3, S, S] -> one [N, C_j, H_j, W_j] for each of so many levels."""
-    parts = [tower.features(pixels[start : start + BATCH], levels) for start in range(0, pixels.shape[0], BATCH)]
+    parts = [tower.features(pixels[some], levels) for some in forward_passes(len(pixels), tower.device)]
     return [torch.cat(level) for level in zip(*parts, strict=True)]

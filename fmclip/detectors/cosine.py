@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, forward_passes, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.errors import CheckpointError
@@ -72,8 +72,8 @@ class Cosine(Detector):
         normals, on_event = self._begin(normals, on_event)
         on_event(StageStarted(STAGE, 0))
         embeddings, sums = [], []
-        for start in range(0, len(normals), BATCH):
-            pixels, content, _ = to_pixels(normals[start : start + BATCH], self.tower)
+        for some in forward_passes(len(normals), self.tower.device):
+            pixels, content, _ = to_pixels(normals[some], self.tower)
             embeddings.append(self.tower.embed_images(pixels))
             sums.append([_sum_of_patches(level, content) for level in self.tower.features(pixels)])
         every = torch.cat(embeddings)  # [k, D]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import torch
 from fmclip.acceleration import Acceleration
 from fmclip.detectors.events import Event, Notice, OnEvent, Training
 from fmclip.errors import is_out_of_memory
+from fmclip.process import free_memory
 
 T = TypeVar("T")
 GAVE_UP = (
@@ -70,10 +70,3 @@ def train_within_memory(
         on_event(
             Notice(f"The memory ran out: stage 3 goes on with less of it ({acceleration.describe()}), and slower.")
         )
-
-
-def free_memory() -> None:
-    """Give back what is no longer used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

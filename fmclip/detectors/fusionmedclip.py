@@ -30,6 +30,7 @@ from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig as FusionM
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.patch_memory import learn_memory, memory_map
 from fmclip.detectors.seen_features import SeenFeatures
+from fmclip.detectors.synthetic import stack_pictures
 from fmclip.detectors.training import (
     STAGE2,
     Pool,
@@ -40,12 +41,12 @@ from fmclip.detectors.training import (
 from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_map
 from fmclip.memory import ReferenceMemory, grid_of, patch_content, patch_weight
+from fmclip.process import give_back
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 from fmclip.views import default_views, levels_needed
 
-SHOWN_EXAMPLES = 8
 References: TypeAlias = tuple[list[Tensor], ReferenceMemory, Tensor]
 """Features of the references, the memory learned from them, and their distances to it as `learn_memory` has them."""
 
@@ -118,8 +119,9 @@ class FusionMedCLIP(Detector):
             looked = self._settle(self.tower, None, pixels, content)
             if start is None:
                 on_event(Ready("patch memory", self))
+            give_back()
             pool = synthesise(pixels, content, self.config, generator, on_event, acceleration.on_device)
-            on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], None)))
+            on_event(SyntheticExamples(self._examples(pool.shown, None)))
             network = FusionNetwork(self.tower, self.memory_.views, self.config, generator)
             if start is None or start.stage == STAGE2:
                 train_stage2(
@@ -127,7 +129,7 @@ class FusionMedCLIP(Detector):
                 )
                 self._settle(self.tower, network, pixels, content, looked)  # under the same features as before
                 on_event(Ready("stage 2", self))
-                on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
+                on_event(SyntheticExamples(self._examples(pool.shown, content)))
                 start = None
             if self.config.stage3_epochs > 0:
                 self._stage3(network, pixels, content, pool, generator, on_event, start, acceleration)
@@ -154,15 +156,17 @@ class FusionMedCLIP(Detector):
             tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, listen, begin, how)
             return tower, refined
 
+        give_back()
         trained = train_within_memory(train, acceleration, self.config.batch_size, generator, on_event, start)
         if trained is None and start is not None:  # there is no stage 2 here to be kept, only the bare memory
             raise FmclipError(NOT_RESUMED)
         if trained is None:
             on_event(Notice(GAVE_UP))
             return
+        give_back()
         self._settle(*trained, pixels, content)
         on_event(Ready("stage 3", self))
-        on_event(SyntheticExamples(self._examples(pool.scans[:SHOWN_EXAMPLES], content)))
+        on_event(SyntheticExamples(self._examples(pool.shown, content)))
 
     @torch.no_grad()
     def _settle(
@@ -266,7 +270,7 @@ class FusionMedCLIP(Detector):
         """What is learned from; with the references' content [k, S, S] also what the detector makes of it by now."""
         heats: Sequence[np.ndarray | None] = [None] * len(scans)
         if content is not None:
-            pixels = torch.from_numpy(np.stack([scan.image for scan in scans])).permute(0, 3, 1, 2)
+            pixels = stack_pictures(scans)
             own = torch.tensor([scan.source for scan in scans], device=self.tower.device)
             *_, evidence = self._answer(pixels.to(own.device), content[own], own)
             heats = list(average_maps([to_unit(evidence)], self.tower.image_size).cpu().numpy())

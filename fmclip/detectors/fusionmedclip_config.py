@@ -39,7 +39,7 @@ class FusionMedCLIPConfig(DetectorConfig):
     )
     pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
     learned_share: float = setting(0.1, "share of the learned map beside the memory map in the answer")
-    learned_slope: float = setting(0.15, "how fast the learned map's evidence grows with its log-odds")
+    learned_slope: float = setting(0.05, "how fast the learned map's evidence grows with its log-odds")
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
     smoothing: float = setting(0.6, "sigma of the Gaussian over the memory map, in patches")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fmclip.detectors.base import forward_passes
 from fmclip.towers import Tower
 from fmclip.towers.prefix import cut_tower
 
@@ -38,11 +39,13 @@ class PoolFeatures:
         new = rows[~self._is_kept[rows]].unique()
         if self._prefix is None or len(new) == 0:
             return
-        begun = self._prefix.begin(self._pixels[new.to(self._pixels.device)])
-        if not self._kept:
-            self._kept = [one.new_empty(len(self._pixels), *one.shape[1:]) for one in begun]
-        for kept, one in zip(self._kept, begun, strict=True):
-            kept[new.to(kept.device)] = one
+        for some in forward_passes(len(new), self._pixels.device):
+            places = new[some].to(self._pixels.device)
+            begun = self._prefix.begin(self._pixels[places])
+            if not self._kept:
+                self._kept = [one.new_empty(len(self._pixels), *one.shape[1:]) for one in begun]
+            for kept, one in zip(self._kept, begun, strict=True):
+                kept[places] = one
         self._is_kept[new] = True
 
     def __call__(self, rows: Tensor) -> list[Tensor]:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.events import OnEvent, SyntheticExample, SyntheticExamples
+from fmclip.detectors.synthetic import SHOWN_EXAMPLES, synthesise_scans
 from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
-from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.errors import ReferenceSetError
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 
-SHOWN_EXAMPLES = 8
 MASK_SIDE = 56  # masks are compared with maps at this side; the patch grid is coarser still
 ANGLE, SHIFT, ZOOM = 10.0, 0.05, 0.1  # degrees and shares of the side by which a scan is varied at most
 

@@ -39,25 +39,28 @@ class TrainingStep:
     """Forward, backward and update for a batch of rows of the pool.
 
     Args:
-        loss: Rows [b] on the device -> mean loss over them; draws nothing from the host while it runs.
+        loss: Rows [b] on the device, and what the parts share -> mean loss over them; draws nothing from the host while
+            it runs.
         optimiser: Over all that is trained.
         device: Where all of it lies.
         is_static: Whether the rows are read from a buffer that stays, and on a GPU the step becomes a graph.
         parts: Parts in which the batch is run; their gradients add up to those of the whole.
         generators: Draw on the device inside `loss`.
+        shared: Computes what all parts of a batch share, so that it is computed once, forward and backward.
     """
 
     def __init__(
         self,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor],
         optimiser: torch.optim.Optimizer,
         device: torch.device,
         *,
         is_static: bool = False,
         parts: int = 1,
         generators: Sequence[torch.Generator] = (),
+        shared: Callable[[], Tensor],
     ) -> None:
-        self._compute, self._optimiser, self._device = loss, optimiser, device
+        self._compute, self._shared, self._optimiser, self._device = loss, shared, optimiser, device
         self._parts, self._is_static = parts, is_static
         self._generators = list(generators)
         self._rows = torch.empty(0, dtype=torch.long, device=device)
@@ -81,16 +84,15 @@ class TrainingStep:
 
     def _run(self, rows: Tensor) -> Tensor:
         self._optimiser.zero_grad(set_to_none=True)
-        if self._parts == 1:
-            loss = self._compute(rows)
+        shared = self._shared()
+        seen = shared.detach().requires_grad_(shared.requires_grad)
+        total = torch.zeros((), device=self._device)
+        for part in rows.tensor_split(min(self._parts, len(rows))):
+            loss = self._compute(part, seen) * (len(part) / len(rows))
             loss.backward()
-            total = loss.detach()
-        else:
-            total = torch.zeros((), device=self._device)
-            for part in rows.tensor_split(self._parts):
-                loss = self._compute(part) * (len(part) / len(rows))
-                loss.backward()
-                total = total + loss.detach()
+            total = total + loss.detach()
+        if seen.grad is not None:
+            shared.backward(seen.grad)
         self._optimiser.step()
         return total
 

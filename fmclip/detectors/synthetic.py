@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from fmclip.synthesis.device import DevicePool, synthesise_on_device
 
 SYNTHESIS = "synthetic anomalies"
 CHUNK = 32  # synthetic scans between two events
+SHOWN_EXAMPLES = 8
 
 
 def synthesise_scans(
@@ -51,12 +53,21 @@ def synthesise_scans(
     images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
     contents = list(content.cpu().numpy())
     scans: list[SyntheticScan] = []
-    pictures = np.empty((size, *images[0].shape), np.float32)  # [P, S, S, 3]; the scans are views of it
+    channels = 1 if all((one == one[..., :1]).all() for one in images) else 3  # what is painted on grey scans is grey
+    pictures = np.empty((size, *contents[0].shape, channels), np.float32)  # [P, S, S, c]; the scans are views of it
     masks = np.empty((size, *contents[0].shape), bool)
     while len(scans) < size:
         for scan in synthesise_pool(images, contents, min(CHUNK, size - len(scans)), generator, settings):
             picture, mask = pictures[len(scans)], masks[len(scans)]
-            picture[:], mask[:] = scan.image, scan.mask
-            scans.append(replace(scan, image=picture, mask=mask))
+            picture[:], mask[:] = scan.image[..., :channels], scan.mask
+            scans.append(replace(scan, image=np.broadcast_to(picture, scan.image.shape), mask=mask))
         on_event(Step(SYNTHESIS, len(scans), size, math.nan))
-    return DevicePool(scans, torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(masks))
+    every = torch.from_numpy(pictures).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # [P, 3, S, S]
+    return DevicePool(scans, every, torch.from_numpy(masks))
+
+
+def stack_pictures(scans: Sequence[SyntheticScan]) -> Tensor:
+    """Pictures [N, 3, S, S] of scans; grey ones take the memory of one channel, as they do in `synthesise_scans`."""
+    channels = 1 if all(scan.image.strides[-1] == 0 for scan in scans) else 3
+    pictures = np.stack([scan.image[..., :channels] for scan in scans])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, setting, to_pixels
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, forward_passes, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.detectors.samples import SYNTHESIS, Samples, balanced_batches, from_scans, from_synthesis
@@ -237,17 +237,17 @@ class TrainedDetector(Detector):
         """Read many pictures [N, 3, S, S], a few at a time: tensors [N, ...] on the CPU."""
         on_event(StageStarted(READING, len(pixels)))
         parts = []
-        for start in range(0, len(pixels), BATCH):
-            parts.append([read.cpu() for read in self._read(pixels[start : start + BATCH].to(self.tower.device))])
-            on_event(Step(READING, min(start + BATCH, len(pixels)), len(pixels), math.nan))
+        for some in forward_passes(len(pixels), self.tower.device):
+            parts.append([read.cpu() for read in self._read(pixels[some].to(self.tower.device))])
+            on_event(Step(READING, some.stop, len(pixels), math.nan))
         return [torch.cat(read) for read in zip(*parts, strict=True)]
 
     def _answer_all(self, network: nn.Module, reads: Sequence[Tensor], content: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [N, h, w] and scores [N] of what was read of N pictures."""
         answers = []
-        for start in range(0, len(content), BATCH):
-            some = [read[start : start + BATCH].to(self.tower.device) for read in reads]
-            answers.append(self._answer(network, some, content[start : start + BATCH]))
+        for some in forward_passes(len(content), self.tower.device):
+            own = [read[some].to(self.tower.device) for read in reads]
+            answers.append(self._answer(network, own, content[some]))
         maps, scores = zip(*answers, strict=True)
         return torch.cat(maps), torch.cat(scores)
 

@@ -7,20 +7,20 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fmclip.acceleration import Acceleration
-from fmclip.detectors.base import BATCH, batched_features
+from fmclip.detectors.base import batched_features, forward_passes
 from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.pool_features import PoolFeatures
 from fmclip.detectors.step import TrainingStep, adamw
+from fmclip.detectors.synthetic import SHOWN_EXAMPLES, synthesise_scans
 from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
-from fmclip.detectors.synthetic import synthesise_scans
 from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
@@ -48,14 +48,14 @@ class Pool:
     """Synthetic scans to learn from.
 
     Attributes:
-        scans: P pairs with their records.
+        shown: The first pairs with their records.
         pixels: [P, 3, S, S] float32 in [0, 1]; on the CPU, unless they were made on a device.
         masks: [P, m, m] share of each cell that is anomalous.
         sources: [P, 2] indices of the reference that each was made from, and of the donor of its patch or -1; [P, 1] of
             two references, where leaving out both would leave nothing to compare with.
     """
 
-    scans: list[SyntheticScan]
+    shown: list[SyntheticScan]
     pixels: Tensor
     masks: Tensor
     sources: Tensor
@@ -83,7 +83,7 @@ def synthesise(
     masks = made.masks.float()  # [P, S, S]
     side = min(MAP_SIDE, masks.shape[-1])
     return Pool(
-        scans=made.scans,
+        shown=[replace(scan, mask=scan.mask.copy()) for scan in made.scans[:SHOWN_EXAMPLES]],  # else all masks stay
         pixels=made.pixels,
         masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
         sources=torch.tensor([scan.sources for scan in made.scans])[:, : 2 if len(pixels) > 2 else 1],
@@ -103,19 +103,21 @@ def train_stage2(
 ) -> None:
     """Train prompts, alignment adapters and temperature; the frozen tower runs once over the pool."""
     steps = count_steps(memory.references, config.stage2_epochs, config.batch_size)
-    on_event(StageStarted(READING, len(pool.scans)))
+    on_event(StageStarted(READING, len(pool.pixels)))
     reads = _pool_reads(network, tower, memory, pool, on_event)  # one [P, C_v, h, w] for each view
     on_event(StageStarted(STAGE2, steps))
     optimiser = adamw(_stage2_groups(network, config), config.weight_decay, tower.device)
     is_last = config.stage3_epochs == 0
-    course = Course(STAGE2, steps, is_last, network, [], optimiser, generator, len(pool.scans), on_event)
+    course = Course(STAGE2, steps, is_last, network, [], optimiser, generator, len(pool.pixels), on_event)
     course.start(start)
     masks = pool.masks.to(tower.device)
 
-    def loss(rows: Tensor) -> Tensor:
-        return _loss(network.map([read[rows] for read in reads], network.prompts(tower)), masks[rows], config)
+    def loss(rows: Tensor, prompts: Tensor) -> Tensor:
+        return _loss(network.map([read[rows] for read in reads], prompts), masks[rows], config)
 
-    step = TrainingStep(loss, optimiser, tower.device, is_static=acceleration.static_steps)
+    step = TrainingStep(
+        loss, optimiser, tower.device, is_static=acceleration.static_steps, shared=lambda: network.prompts(tower)
+    )
     for batch in course.batches(config.batch_size):
         course.took(step(batch))
 
@@ -150,23 +152,23 @@ def train_stage3(
     steps = count_steps(pixels.shape[0], config.stage3_epochs, config.batch_size)
     on_event(StageStarted(STAGE3, steps))
     lora = adapted.lora_parameters()
-    course = Course(STAGE3, steps, True, network, lora, optimiser, generator, len(pool.scans), on_event)
+    course = Course(STAGE3, steps, True, network, lora, optimiser, generator, len(pool.pixels), on_event)
     course.start(start)
     is_checkpointed = acceleration.checkpointing and adapted.set_checkpointing(True)
     noise = _dropout_generator(generator, tower.device)
     pictures, masks, sources = (one.to(tower.device) for one in (pool.pixels, pool.masks, pool.sources))
     memory: ReferenceMemory | None = None
     axes: list[Tensor | None] | None = None
-    keeps = acceleration.parts == 1 and not is_checkpointed
+    keeps = acceleration.keeps_frozen and not is_checkpointed
     read = PoolFeatures(adapted, pictures, levels_needed(network.views), keeps=keeps)
 
-    def loss(rows: Tensor) -> Tensor:
+    def loss(rows: Tensor, prompts: Tensor) -> Tensor:
         assert memory is not None, "the references come first"
         read.tower.train_lora(None if is_checkpointed else noise)
         features = network.refine(read(rows), noise)
         residuals = memory.residuals(features, sources[rows])
         read.tower.train_lora(None)
-        return _loss(network(features, residuals, network.prompts(tower)), masks[rows], config)
+        return _loss(network(features, residuals, prompts), masks[rows], config)
 
     step = TrainingStep(
         loss,
@@ -175,6 +177,7 @@ def train_stage3(
         is_static=acceleration.static_steps and not is_checkpointed,  # looks at the host's generators, unlike a graph
         parts=acceleration.parts,
         generators=[noise],
+        shared=lambda: network.prompts(tower),
     )
     for batch in course.batches(config.batch_size):
         if memory is None:
@@ -302,11 +305,11 @@ def _pool_reads(
     network: FusionNetwork, tower: Tower, memory: ReferenceMemory, pool: Pool, on_event: OnEvent
 ) -> list[Tensor]:
     parts = []
-    for start in range(0, len(pool.scans), BATCH):
-        features = tower.features(pool.pixels[start : start + BATCH].to(tower.device), levels_needed(network.views))
-        own = pool.sources[start : start + BATCH].to(tower.device)
+    for some in forward_passes(len(pool.pixels), tower.device):
+        features = tower.features(pool.pixels[some].to(tower.device), levels_needed(network.views))
+        own = pool.sources[some].to(tower.device)
         parts.append(network.reads(features, memory.residuals(features, own)))
-        on_event(Step(READING, min(start + BATCH, len(pool.scans)), len(pool.scans), math.nan))
+        on_event(Step(READING, some.stop, len(pool.pixels), math.nan))
     return [torch.cat(view) for view in zip(*parts, strict=True)]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.detectors.base import BATCH, Detector, DetectorConfig, Prediction, to_pixels
+from fmclip.detectors.base import Detector, DetectorConfig, Prediction, forward_passes, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.detectors.manual_prompts import embed_manual_prompts
@@ -72,7 +72,7 @@ class ZeroShot(Detector):
         on_event(StageStarted(STAGE, 0))
         prompts = embed_manual_prompts(self.tower, self.config.scan_type)
         pixels, content, _ = to_pixels(normals, self.tower)
-        answers = [self._answer(pixels[start : start + BATCH], prompts) for start in range(0, len(pixels), BATCH)]
+        answers = [self._answer(pixels[some], prompts) for some in forward_passes(len(pixels), self.tower.device)]
         maps, scores = (torch.cat(part) for part in zip(*answers, strict=True))
         self.prompts_, self.map_offset_ = prompts, map_offset(maps, scores, content)
         self.reference_scores_ = to_probability(scores)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.towers.lora import lora_tensors
+from fmclip.towers.norms import freeze_norms
 from fmclip.towers.taps import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
 
 if TYPE_CHECKING:
     from fmclip.towers.base import Tower
 
+GLANCE = 32  # pixels a side
 TOLERANCE = 1e-4  # of the largest feature, between the tower and the one that was cut
 
 
@@ -49,7 +51,7 @@ class FrozenPrefix:
     def features(self, pixels: Tensor, begun: Sequence[Tensor]) -> list[Tensor]:
         """Run the others: the pixels again and what `begin` gave for them -> `Tower.features` of so many levels."""
         _give(self.rest._runner.visual, begun)
-        return self.rest.features(pixels, self._levels)
+        return self.rest._runner(_glance(self.rest.kind, self.rest.normalise(pixels)), self._levels)
 
 
 def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
@@ -80,10 +82,16 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
     rest = share(visual)
     for block in frozen:
         rest.set_submodule(block, _Given() if block in cuts else _Passing())
+    freeze_norms(rest)
     _give(rest, [outputs[block] for block in cuts])
-    if not _agrees(rest, places, pixels, expected):
+    if not _agrees(rest, places, _glance(tower.kind, pixels), expected):
         return None
     return FrozenPrefix(tower._variant(_visual=_head(visual, cuts)), tower._variant(_visual=rest), levels)
+
+
+def _glance(kind: str, pixels: Tensor) -> Tensor:
+    """What is shown to a tower whose first blocks are told what they give: a CNN's stem has a corner to run over."""
+    return pixels if kind == "transformer" else pixels[..., :GLANCE, :GLANCE]
 
 
 class _Reached(Exception):  # noqa: N818  (a signal: the rest of the tower need not run)

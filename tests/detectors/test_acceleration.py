@@ -165,7 +165,7 @@ def test_the_prompts_are_embedded_once_a_step(monkeypatch):
 def test_a_gpu_gets_the_fast_path_by_itself(monkeypatch):
     how = Acceleration.of(torch.device("cuda"))
     assert (how.on_device, how.static_steps, how.keeps_axes) == (True, True, True)
-    assert Acceleration.of(torch.device("cpu")) == Acceleration()
+    assert Acceleration.of(torch.device("cpu")) == Acceleration(parts=2)
     seen = []
     monkeypatch.setattr(Acceleration, "of", classmethod(lambda cls, device: seen.append(device) or Acceleration()))
     FusionMedCLIP(get_tower("tiny"), CONFIG).fit(NORMALS)
@@ -189,20 +189,23 @@ def test_a_step_counts_a_batch_once_however_it_is_cut():
         data = torch.arange(30.0).view(10, 3) / 30
         optimiser = adamw([{"params": [weight], "lr": 0.1}], 0.0, weight.device)
         step = TrainingStep(
-            lambda rows: ((data[rows] * weight).sum(dim=1) ** 2).mean(),
+            lambda rows, doubled: ((data[rows] * doubled).sum(dim=1) ** 2 + weight.sum()).mean(),
             optimiser,
             weight.device,
             is_static=is_static,
             parts=parts,
+            shared=lambda: calls.append(parts) or 2 * weight,
         )
         batches = torch.randperm(10, generator=torch.Generator().manual_seed(0)).view(2, 5)
         return [float(step(rows)) for rows in batches], weight.detach()
 
+    calls: list[int] = []
     expected, weight = losses(1, False)
     for parts, is_static in ((1, True), (2, False), (3, True)):
         found, other = losses(parts, is_static)
         assert found == pytest.approx(expected)
         torch.testing.assert_close(other, weight)
+    assert calls == [1, 1, 1, 1, 2, 2, 3, 3]  # once a step, however many parts there are
 
 
 class Full:
@@ -236,7 +239,7 @@ def test_without_memory_for_whole_batches_training_goes_on_in_parts_and_says_so(
 def test_checkpointing_comes_after_the_smallest_parts(monkeypatch):
     full = Full(monkeypatch, lambda how, _: not how.checkpointing)
     assert fitted(Acceleration()).network_.lora_state
-    assert full.tried[-1] == Acceleration(parts=4, checkpointing=True)
+    assert full.tried[-1] == Acceleration(parts=4, keeps_frozen=False, checkpointing=True)
 
 
 def test_where_nothing_fits_stage_2_is_kept_and_answers(monkeypatch):

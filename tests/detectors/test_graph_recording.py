@@ -52,11 +52,12 @@ def test_parts_of_a_batch_are_recorded_as_one_step(graphs):
             weight.fill_(1)
         optimiser = torch.optim.AdamW([weight], lr=0.1, fused=True)
         take = TrainingStep(
-            lambda rows: ((data[rows] * weight).sum(dim=1) ** 2).mean(),
+            lambda rows, doubled: ((data[rows] * doubled).sum(dim=1) ** 2).mean(),
             optimiser,
             weight.device,
             is_static=is_static,
             parts=3,
+            shared=lambda: 2 * weight,
         )
         return [float(take(rows)) for rows in torch.arange(10).repeat(2).view(4, 5)]
 
@@ -80,11 +81,13 @@ def test_what_the_host_has_to_wait_for_is_not_recorded_and_training_goes_on_as_i
         weight, noise = torch.nn.Parameter(torch.ones(3)), torch.Generator().manual_seed(5)
         optimiser = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.01, fused=True)
 
-        def loss(rows):
+        def loss(rows, _):
             scale = float(rows[0])  # waits for the device
             return (weight * torch.rand(3, generator=noise) * scale).square().sum()
 
-        take = TrainingStep(loss, optimiser, weight.device, is_static=is_static, generators=[noise])
+        take = TrainingStep(
+            loss, optimiser, weight.device, is_static=is_static, generators=[noise], shared=lambda: weight
+        )
         return [float(take(torch.tensor([number]))) for number in (1, 2, 3)]
 
     with caplog.at_level(logging.WARNING):
@@ -99,13 +102,13 @@ def test_a_recording_is_made_with_tf32_and_nothing_else_is(graphs):
     seen = []
     weight = torch.nn.Parameter(torch.ones(3))
 
-    def loss(rows):
+    def loss(rows, _):
         seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
         return (weight * rows).sum()
 
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     optimiser = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    take = TrainingStep(loss, optimiser, weight.device, is_static=True)
+    take = TrainingStep(loss, optimiser, weight.device, is_static=True, shared=lambda: weight)
     take(torch.arange(3))
     assert set(seen) == {(True, True)}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

@@ -57,11 +57,11 @@ def test_after_the_warm_up_forward_and_backward_can_be_recorded(name, monkeypatc
         taken[id(self)] = taken.get(id(self), 0) + 1
         self._optimiser.zero_grad(set_to_none=True)
         if taken[id(self)] == 1:  # constants go over in the warm-up
-            loss = self._compute(rows)
+            loss = self._compute(rows, self._shared())
             loss.backward()
         else:
             with Watch() as watch:
-                loss = self._compute(rows)
+                loss = self._compute(rows, self._shared())
                 loss.backward()
             watches.append(watch)
         self._optimiser.step()
