@@ -26,8 +26,6 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmclip.process import prepare_process
-
 if TYPE_CHECKING:
     from fmclip.towers import Tower
 
@@ -115,7 +113,6 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     """Measure one phase in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
-    prepare_process()  # as app.py does
     import torch
 
     from fmclip.towers import get_tower

@@ -26,7 +26,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cpu import ROOT
-from fmclip.process import prepare_process
 
 QUERIES = 4
 
@@ -37,7 +36,6 @@ def main() -> None:
     with contextlib.suppress(AttributeError):
         os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: options.cores]))
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cores))
-    prepare_process()  # as app.py does
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with tempfile.TemporaryDirectory(prefix="fmclip-load-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -35,10 +35,10 @@ class Acceleration:
 
     @classmethod
     def of(cls, device: torch.device) -> Acceleration:
-        """What suits a device: all that saves time on a GPU, and elsewhere halves of a batch, which take as long."""
+        """What suits a device: all that saves time on a GPU, halves of a batch on a CPU, which take as long."""
         if device.type == "cuda":
             return cls(on_device=True, static_steps=True, keeps_axes=True)
-        return cls(parts=2)
+        return cls(parts=2 if device.type == "cpu" else 1)
 
     def smaller(self, batch_size: int) -> Acceleration | None:
         """The same with less memory: twice as many parts, nothing kept, then checkpointing; None if all is done."""

@@ -22,7 +22,8 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     libc = _glibc()
-    if libc is not None and "MALLOC_ARENA_MAX" not in os.environ:
+    settings = (*os.environ, os.environ.get("GLIBC_TUNABLES", ""))
+    if libc is not None and not any("arena_max" in setting.lower() for setting in settings):
         libc.mallopt(_M_ARENA_MAX, 1)
 
 

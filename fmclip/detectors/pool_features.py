@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import forward_passes
 from fmclip.towers import Tower
+from fmclip.towers.norms import with_frozen_norms
 from fmclip.towers.prefix import cut_tower
 
 
@@ -31,6 +32,10 @@ class PoolFeatures:
         self._pixels, self._levels = pixels, levels
         self._prefix = cut_tower(adapted, levels) if keeps else None
         self.tower = self._prefix.rest if self._prefix else adapted
+        if adapted.device.type == "cpu":
+            self.tower = with_frozen_norms(self.tower)
+        if self._prefix:
+            self._prefix.rest = self.tower
         self._kept: list[Tensor] = []
         self._is_kept = torch.zeros(len(pixels), dtype=torch.bool)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.events import OnEvent, SyntheticExample, SyntheticExamples
-from fmclip.detectors.synthetic import SHOWN_EXAMPLES, synthesise_scans
+from fmclip.detectors.synthetic import SHOWN_EXAMPLES, detached, synthesise_scans
 from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
 from fmclip.errors import ReferenceSetError
 from fmclip.scans import Scan
@@ -112,7 +112,7 @@ def from_synthesis(
         on_event: Hears of the progress and is shown some.
     """
     made = synthesise_scans(pixels, content, scan_type, size, generator, on_event)
-    on_event(SyntheticExamples(tuple(_shown(scan) for scan in made.scans[:SHOWN_EXAMPLES])))
+    on_event(SyntheticExamples(tuple(_shown(scan) for scan in detached(made.scans[:SHOWN_EXAMPLES]))))
     masks = made.masks.cpu().float()  # [N, S, S]
     return Samples(
         pixels=made.pixels.cpu(),

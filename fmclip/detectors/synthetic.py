@@ -13,6 +13,7 @@ from torch import Tensor
 from fmclip.detectors.events import OnEvent, StageStarted, Step
 from fmclip.synthesis import Augmentation, SynthesisConfig, SyntheticScan, synthesise_pool
 from fmclip.synthesis.device import DevicePool, synthesise_on_device
+from fmclip.synthesis.foreground import is_grey
 
 SYNTHESIS = "synthetic anomalies"
 CHUNK = 32  # synthetic scans between two events
@@ -40,7 +41,8 @@ def synthesise_scans(
         on_device: Whether they are painted where `pixels` are, `CHUNK` at a time; if left out, on a GPU.
 
     Returns:
-        The pairs, with their pictures and masks on the device of `pixels`, or without `on_device` on the CPU.
+        The pairs, with their pictures and masks on the device of `pixels`, or without `on_device` on the CPU. Pictures
+        of grey scans are one channel that is shown three times there, so that they are not to be written to.
     """
     settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
     on_event(StageStarted(SYNTHESIS, size))
@@ -53,7 +55,7 @@ def synthesise_scans(
     images = [np.ascontiguousarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
     contents = list(content.cpu().numpy())
     scans: list[SyntheticScan] = []
-    channels = 1 if all((one == one[..., :1]).all() for one in images) else 3  # what is painted on grey scans is grey
+    channels = 1 if all(map(is_grey, images)) else 3  # what is painted on grey scans is grey
     pictures = np.empty((size, *contents[0].shape, channels), np.float32)  # [P, S, S, c]; the scans are views of it
     masks = np.empty((size, *contents[0].shape), bool)
     while len(scans) < size:
@@ -64,6 +66,16 @@ def synthesise_scans(
         on_event(Step(SYNTHESIS, len(scans), size, math.nan))
     every = torch.from_numpy(pictures).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # [P, 3, S, S]
     return DevicePool(scans, every, torch.from_numpy(masks))
+
+
+def detached(scans: Sequence[SyntheticScan]) -> list[SyntheticScan]:
+    """Copies of scans that do not hold the whole pool in memory; their pictures are read-only where they are grey."""
+    copies = []
+    for scan in scans:
+        is_one = scan.image.strides[-1] == 0  # channel, see `synthesise_scans`
+        image = np.broadcast_to(scan.image[..., :1].copy(), scan.image.shape) if is_one else scan.image.copy()
+        copies.append(replace(scan, image=image, mask=scan.mask.copy()))
+    return copies
 
 
 def stack_pictures(scans: Sequence[SyntheticScan]) -> Tensor:

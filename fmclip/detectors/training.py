@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from fmclip.detectors.events import OnEvent, StageStarted, Step, Training
 from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.pool_features import PoolFeatures
 from fmclip.detectors.step import TrainingStep, adamw
-from fmclip.detectors.synthetic import SHOWN_EXAMPLES, synthesise_scans
+from fmclip.detectors.synthetic import SHOWN_EXAMPLES, detached, synthesise_scans
 from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
 from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
@@ -83,7 +83,7 @@ def synthesise(
     masks = made.masks.float()  # [P, S, S]
     side = min(MAP_SIDE, masks.shape[-1])
     return Pool(
-        shown=[replace(scan, mask=scan.mask.copy()) for scan in made.scans[:SHOWN_EXAMPLES]],  # else all masks stay
+        shown=detached(made.scans[:SHOWN_EXAMPLES]),
         pixels=made.pixels,
         masks=nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0],
         sources=torch.tensor([scan.sources for scan in made.scans])[:, : 2 if len(pixels) > 2 else 1],

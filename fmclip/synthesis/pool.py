@@ -20,7 +20,7 @@ class SyntheticScan:
     """One training pair.
 
     Attributes:
-        image: Float32 [S, S, 3] in [0, 1].
+        image: Float32 [S, S, 3] in [0, 1]; to be read only, since the channels of a grey one may share their memory.
         mask: Bool [S, S], the anomaly's pixels; all False for a normal scan.
         anomaly: What was synthesised; None for a normal scan.
         source: Index of the normal scan it was made from.

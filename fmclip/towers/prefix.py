@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.towers.lora import lora_tensors
-from fmclip.towers.norms import freeze_norms
 from fmclip.towers.taps import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
 
 if TYPE_CHECKING:
     from fmclip.towers.base import Tower
 
-GLANCE = 32  # pixels a side
+GLANCE = 32  # pixels a side of what most stems have to run over where the blocks behind are told what they give
 TOLERANCE = 1e-4  # of the largest feature, between the tower and the one that was cut
 
 
@@ -31,13 +30,15 @@ class FrozenPrefix:
         head: Runs the frozen blocks.
         rest: Runs the others.
         levels: How many levels are wanted, from the shallowest on.
+        side: How much of a picture the others have to be shown, in pixels from its corner.
 
     Attributes:
-        rest: The tower to switch dropout on in, see `Tower.train_lora`; its LoRA is that of the tower that was cut.
+        rest: The tower to switch dropout on in, see `Tower.train_lora`; its LoRA is that of the tower that was cut. It
+            may be replaced by a copy around the same tensors.
     """
 
-    def __init__(self, head: Tower, rest: Tower, levels: int) -> None:
-        self._head, self.rest, self._levels = head, rest, levels
+    def __init__(self, head: Tower, rest: Tower, levels: int, side: int) -> None:
+        self._head, self.rest, self._levels, self._side = head, rest, levels, side
 
     @torch.no_grad()
     def begin(self, pixels: Tensor) -> list[Tensor]:
@@ -51,7 +52,9 @@ class FrozenPrefix:
     def features(self, pixels: Tensor, begun: Sequence[Tensor]) -> list[Tensor]:
         """Run the others: the pixels again and what `begin` gave for them -> `Tower.features` of so many levels."""
         _give(self.rest._runner.visual, begun)
-        return self.rest._runner(_glance(self.rest.kind, self.rest.normalise(pixels)), self._levels)
+        if self._side < self.rest.image_size:  # a corner that only says how many pictures there are
+            return self.rest._runner(pixels[..., : self._side, : self._side], self._levels)
+        return self.rest.features(pixels, self._levels)
 
 
 def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
@@ -68,6 +71,8 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
     blocks = list(blocks_in_order(visual, places, tower.image_size))
     adapted = {block_name(name) for name in lora_tensors(visual)}
     frozen = blocks[: next((place for place, block in enumerate(blocks) if block in adapted), 0)]
+    # a stage with layers of its own looks like a block, and holds others
+    frozen = [block for block in frozen if not any(other.startswith(f"{block}.") for other in blocks)]
     if not frozen:
         return None
     pixels = torch.rand(1, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
@@ -82,16 +87,12 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
     rest = share(visual)
     for block in frozen:
         rest.set_submodule(block, _Given() if block in cuts else _Passing())
-    freeze_norms(rest)
     _give(rest, [outputs[block] for block in cuts])
-    if not _agrees(rest, places, _glance(tower.kind, pixels), expected):
-        return None
-    return FrozenPrefix(tower._variant(_visual=_head(visual, cuts)), tower._variant(_visual=rest), levels)
-
-
-def _glance(kind: str, pixels: Tensor) -> Tensor:
-    """What is shown to a tower whose first blocks are told what they give: a CNN's stem has a corner to run over."""
-    return pixels if kind == "transformer" else pixels[..., :GLANCE, :GLANCE]
+    sides = (GLANCE, tower.image_size) if tower.kind != "transformer" else (tower.image_size,)
+    for side in sides:
+        if _agrees(rest, places, pixels[..., :side, :side], expected):
+            return FrozenPrefix(tower._variant(_visual=_head(visual, cuts)), tower._variant(_visual=rest), levels, side)
+    return None
 
 
 class _Reached(Exception):  # noqa: N818  (a signal: the rest of the tower need not run)
@@ -169,7 +170,7 @@ def _look(
 def _agrees(rest: nn.Module, places: Sequence[Place], pixels: Tensor, expected: Sequence[Tensor]) -> bool:
     try:
         found = Features(share(rest), places)(pixels)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # shapes, or a tap that is cut off
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError):  # shapes, or a lost tap
         return False
     return all(
         one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())

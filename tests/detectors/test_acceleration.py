@@ -68,6 +68,15 @@ def test_painting_on_the_device_says_how_far_it_is_and_hears_a_stop_in_between()
     assert len(detector.predict(QUERIES)) == len(QUERIES)
 
 
+def test_halves_of_a_batch_and_frozen_norms_on_a_cpu_teach_the_same():
+    config, tower = replace(WITHOUT_DROPOUT, lora_depth=0.5), get_tower("tiny-resnet")
+    how = Acceleration.of(tower.device)
+    assert how.parts == 2
+    plain, halves = fitted(Acceleration(), config, tower), fitted(how, config, tower)
+    assert any(float(value.abs().max()) > 1e-3 for name, value in halves.state().items() if name.endswith("lora_B"))
+    assert apart(plain, halves) < 0.005
+
+
 @pytest.mark.parametrize("how", [Acceleration(parts=2), Acceleration(parts=4, checkpointing=True)])
 def test_smaller_parts_and_checkpointing_learn_what_whole_batches_learn(how):
     plain, frugal = fitted(Acceleration(), WITHOUT_DROPOUT), fitted(how, WITHOUT_DROPOUT)

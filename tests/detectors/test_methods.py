@@ -127,7 +127,7 @@ def test_an_adapter_file_brings_back_the_same_map_and_threshold(fitted, name, tm
     assert again.threshold == calibration.threshold
     (new,), (old,) = copy.predict(TEST_LESIONS[:1]), detector.predict(TEST_LESIONS[:1])
     np.testing.assert_allclose(new.map, old.map, atol=1e-6)
-    assert new.score == pytest.approx(old.score, abs=1e-6)  # a product of other alignment rounds otherwise
+    assert new.score == pytest.approx(old.score, rel=1e-4)  # 1 - cosine: a product of other alignment rounds otherwise
 
 
 @pytest.mark.parametrize("name", sorted(QUICK))

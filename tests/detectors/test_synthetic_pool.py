@@ -7,8 +7,9 @@ from detector_scans import normal_scan
 
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.events import ignore
-from fmclip.detectors.synthetic import stack_pictures, synthesise_scans
+from fmclip.detectors.synthetic import detached, stack_pictures, synthesise_scans
 from fmclip.synthesis import Augmentation, SynthesisConfig, synthesise_pool
+from fmclip.synthesis.foreground import is_grey as is_grey_picture
 from fmclip.towers import get_tower
 
 SIZE = 48
@@ -53,3 +54,26 @@ def test_pictures_are_those_that_were_painted_and_grey_ones_take_a_third(referen
     stacked = stack_pictures(pool.scans[:5])
     torch.testing.assert_close(stacked, pool.pixels[:5], rtol=0, atol=0)
     assert stacked.untyped_storage().nbytes() == 4 * 5 * channels * side * side
+
+
+@pytest.mark.parametrize("is_grey", [True, False])
+def test_copies_do_not_hold_the_pool(references, is_grey):
+    pixels, content = references
+    pixels = pixels if is_grey else pixels * torch.tensor([1.0, 0.8, 0.6])[:, None, None]
+    pool = made_of(pixels, content)
+    (copy,) = detached(pool.scans[3:4])
+    np.testing.assert_array_equal(copy.image, pool.scans[3].image)
+    np.testing.assert_array_equal(copy.mask, pool.scans[3].mask)
+    assert not np.shares_memory(copy.image, pool.scans[3].image)
+    assert not np.shares_memory(copy.mask, pool.scans[3].mask)
+    assert copy.to_dict() == pool.scans[3].to_dict()
+
+
+@pytest.mark.parametrize("scan_type", ["brain MRI", "breast ultrasound", "chest X-ray", "retinal fundus", "anything"])
+def test_what_is_painted_on_grey_scans_is_grey(references, scan_type):
+    pixels, content = references
+    settings = SynthesisConfig(scan_type=scan_type, augmentation=Augmentation())
+    generator = torch.Generator().manual_seed(1)
+    images = list(pixels.permute(0, 2, 3, 1).numpy())
+    for scan in synthesise_pool(images, list(content.numpy()), SIZE, generator, settings):
+        assert is_grey_picture(scan.image)

@@ -6,7 +6,8 @@ from tower_models import VISION, make_tower, pixels_for
 
 from fmclip.detectors.pool_features import PoolFeatures
 from fmclip.towers import Tower, get_tower
-from fmclip.towers.prefix import cut_tower
+from fmclip.towers.norms import FrozenNorm
+from fmclip.towers.prefix import GLANCE, cut_tower
 
 
 def adapt(tower: Tower, depth: float, dropout: float = 0.0) -> Tower:
@@ -114,3 +115,53 @@ def test_where_memory_is_short_nothing_is_kept():
 def test_where_a_tap_lies_in_a_frozen_block_the_tower_is_not_cut():
     tower = get_tower("mini").for_patches()
     assert cut_tower(adapt(tower, 0.1), len(tower.layers)) is None
+
+
+def test_a_stage_that_holds_blocks_and_layers_of_its_own_is_not_taken_for_a_block():
+    """RepViT, Swin and MobileCLIP have such stages; the cut goes between blocks, or is not made."""
+    vision = {"timm_model_name": "repvit_m0_9", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
+    tower = make_tower(vision)[0]
+    adapted = adapt(tower, 0.5)
+    cut = cut_tower(adapted, len(tower.layers))
+    if cut is not None:
+        pixels = pixels_for(adapted)
+        for one, other in zip(cut.features(pixels, cut.begin(pixels)), adapted.features(pixels), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+def test_training_on_a_cpu_keeps_less_with_the_same_features_and_gradients(depth):
+    """With a cut (half of the blocks) and without one (all of them): every norm is a frozen one that keeps nothing."""
+    adapted = adapt(make_tower(VISION["timm cnn"])[0], depth)
+    levels, pixels = len(adapted.layers), pixels_for(adapted, 3)
+    read = PoolFeatures(adapted, pixels, levels, keeps=True)
+    assert (read._prefix is None) == (depth == 1.0)
+    kinds = [type(module) for module in read.tower._visual.modules() if "Norm" in type(module).__name__]
+    assert set(kinds) == {FrozenNorm}
+    rows = torch.arange(3)
+    read.prepare(rows)
+    kept: dict[bool, dict[int, int]] = {False: {}, True: {}}
+    found = {}
+    for is_lean in (False, True):
+
+        def keep(tensor, is_lean=is_lean):
+            kept[is_lean][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found[is_lean] = read(rows) if is_lean else adapted.features(pixels)
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    for one, other in zip(gradients(found[True], adapted), gradients(found[False], adapted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert sum(kept[True].values()) < 0.9 * sum(kept[False].values())
+
+
+def test_a_cnn_whose_first_blocks_are_known_looks_at_a_corner_only():
+    adapted = adapt(make_tower(VISION["timm cnn"])[0], 0.5)
+    cut, pixels = cut_tower(adapted, len(adapted.layers)), pixels_for(adapted)
+    seen = []
+    stem = next(module for module in cut.rest._runner.visual.modules() if isinstance(module, torch.nn.Conv2d))
+    stem.register_forward_pre_hook(lambda _module, args: seen.append(tuple(args[0].shape[2:])))
+    cut.features(pixels, cut.begin(pixels))
+    assert max(seen[-1]) < 2 * GLANCE < adapted.image_size
