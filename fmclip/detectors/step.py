@@ -84,6 +84,12 @@ class TrainingStep:
 
     def _run(self, rows: Tensor) -> Tensor:
         self._optimiser.zero_grad(set_to_none=True)
+        total = self._add_gradients(rows)
+        self._optimiser.step()
+        return total
+
+    def _add_gradients(self, rows: Tensor) -> Tensor:
+        """Forward and backward, part by part: rows [b] -> mean loss over them."""
         shared = self._shared()
         seen = shared.detach().requires_grad_(shared.requires_grad)
         total = torch.zeros((), device=self._device)
@@ -93,7 +99,6 @@ class TrainingStep:
             total = total + loss.detach()
         if seen.grad is not None:
             shared.backward(seen.grad)
-        self._optimiser.step()
         return total
 
     def _record(self) -> None:

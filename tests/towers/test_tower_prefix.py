@@ -118,15 +118,15 @@ def test_where_a_tap_lies_in_a_frozen_block_the_tower_is_not_cut():
 
 
 def test_a_stage_that_holds_blocks_and_layers_of_its_own_is_not_taken_for_a_block():
-    """RepViT, Swin and MobileCLIP have such stages; the cut goes between blocks, or is not made."""
+    """RepViT, Swin and MobileCLIP have such stages; the cut goes between their blocks."""
     vision = {"timm_model_name": "repvit_m0_9", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
     tower = make_tower(vision)[0]
     adapted = adapt(tower, 0.5)
     cut = cut_tower(adapted, len(tower.layers))
-    if cut is not None:
-        pixels = pixels_for(adapted)
-        for one, other in zip(cut.features(pixels, cut.begin(pixels)), adapted.features(pixels), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert cut is not None
+    pixels = pixels_for(adapted)
+    for one, other in zip(cut.features(pixels, cut.begin(pixels)), adapted.features(pixels), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [0.5, 1.0])
