@@ -30,7 +30,7 @@ from fmclip.towers import Tower, get_tower
 from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
@@ -61,6 +61,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "learned_slope": (0, 100),
     "shrinkage": (0, 1),
     "smoothing": (0, 16),
+    "map_smoothing": (0, 16),
     "coreset": (1e-3, 1),
     "copies": (0, 32),
     "neighbours": (1, 64),

@@ -28,7 +28,7 @@ from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.scans import Letterbox, Scan
 from fmclip.towers import Tower
 from fmclip.towers.saliency import attention_rollout, grad_cam
-from fmclip.views import midline
+from fmclip.views import midline, weigh
 
 COUNT = 3
 """Reference patches named for each view."""
@@ -168,7 +168,7 @@ def explain(
     row, column = _inside(box.cell_at(x, y, grid), patch_content(content, grid)[0])
     nearest, places = memory.nearest_by_reference(features, row, column)  # [V, k + R] both
     name_of, size = partial(_name, references=learned_from, regions=regions, count=memory.references), box.size
-    relative = distances / memory.level.view(-1, 1, 1)  # [1, V, h, w]
+    relative = memory.relative(distances)  # [1, V, h, w]
     weight = patch_weight(content, grid)  # [1, h, w]
     shares = _shares(memory, grid, column)
     views = []
@@ -186,7 +186,7 @@ def explain(
                     _match(owner, *name_of(owner), float(nearest[index, owner]), int(places[index, owner]), grid, size)
                     for owner in order
                 ),
-                map=_on_scan(smooth_map(relative[:, index], detector.config.smoothing) * weight, box),
+                map=_on_scan(smooth_map(relative[:, index], detector.config.map_smoothing) * weight, box),
             )
         )
     return Explanation(
@@ -194,7 +194,7 @@ def explain(
         x=x,
         y=y,
         box=box.cell_box(row, column, grid),
-        distance=float(memory.evidence(distances)[0, row, column]),
+        distance=float(weigh(relative, memory.views)[0, row, column]),
         views=tuple(views),
         parts=prediction.parts,
         map=prediction.map,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmclip.search import Search, greedy_coreset, nearest, nearest_in_others
-from fmclip.views import View, view_features, weigh
+from fmclip.views import View, view_features
 from fmclip.whitening import inverse_root, principal_whitening, shrunk, triangular_whitening
 
 BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
@@ -313,9 +313,9 @@ class ReferenceMemory:
         weighted = distances * patch_weight(content, grid_of(distances))[:, None]  # [k, V, h, w]
         self.level = weighted.flatten(2).amax(dim=2).mean(dim=0).clamp_min(1e-6)  # [V]
 
-    def evidence(self, distances: Tensor) -> Tensor:
-        """Weigh the views' distances together, each in units of `level`: [B, V, h, w] -> [B, h, w]."""
-        return weigh(distances / self.level.view(-1, 1, 1), self.views)
+    def relative(self, distances: Tensor) -> Tensor:
+        """Distances [B, V, h, w] in units of `level`: 1 is as far as the oddest patch of a reference, on average."""
+        return distances / self.level.view(-1, 1, 1)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors on the CPU, by name."""

@@ -158,6 +158,17 @@ def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
     return (informed * weights).sum(dim=1) / weights.sum()
 
 
+def weigh_places(distances: Tensor, views: Sequence[View]) -> Tensor:
+    """Weighted mean over the views that say *where* a scan is odd: [B, V, h, w] -> [B, h, w].
+
+    These are the views above the shallowest level, or all where there is one level only. The shallow ones tell odd
+    scans from normal ones, but light up at edges far from the lesion too (benchmarks/NOTES.md).
+    """
+    shallowest = min(view.level for view in views)
+    rows = tuple(row for row, view in enumerate(views) if view.level > shallowest) or tuple(range(len(views)))
+    return weigh(distances[:, constant(rows, distances.device, torch.long)], [views[row] for row in rows])
+
+
 def midline(h: int, w: int, device: torch.device | None = None) -> Tensor:
     """Columns of a grid (h, w) that are their own mirror image within the search: [w] bool."""
     columns = torch.arange(w, device=device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fmclip.detectors.base import Prediction
@@ -14,6 +14,11 @@ from fmclip.scans import Letterbox
 
 TAIL = 0.03
 """Share of the places whose mean is the most that a map shows; chosen on the tuning half (benchmarks/NOTES.md)."""
+
+SMOOTHING = 0.4
+"""Sigma of the Gaussian over the evidence that makes the score, in patches; chosen on the tuning half."""
+MAP_SMOOTHING = 0.8
+"""The same over what is shown."""
 
 SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
 
@@ -24,21 +29,41 @@ def to_unit(evidence: Tensor) -> Tensor:
     return power / (1 + power)
 
 
-def cut_peaks(evidence: Tensor) -> Tensor:
-    """Cut each map at the mean of its oddest places, so that the score, its maximum, hangs on no single patch.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What speaks for an anomaly at each place of a scan, as two questions need it.
 
-    A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too. Letterbox
-    bars count as places, so that of a narrow scan a larger part is averaged over.
-
-    Args:
-        evidence: [B, h, w].
-
-    Returns:
-        [B, h, w], none above the mean of the `TAIL` oddest places of its map.
+    Attributes:
+        scored: [B, h, w], whether the scan deviates: all evidence, hardly smoothed.
+        placed: [B, h, w], where it does: evidence that places well, smoothed more.
     """
-    flat = evidence.flatten(1)  # [B, h * w]
-    most = flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)  # [B]
-    return torch.minimum(evidence, most[:, None, None])
+
+    scored: Tensor
+    placed: Tensor
+
+    def mix(self, other: Evidence, share: float) -> Evidence:
+        """So much of the other beside this."""
+        return Evidence(
+            (1 - share) * self.scored + share * other.scored,
+            (1 - share) * self.placed + share * other.placed,
+        )
+
+    def peaks(self) -> Tensor:
+        """Mean of the `TAIL` oddest places of each scan [B], so that a score hangs on no single patch.
+
+        Letterbox bars count as places, so that of a narrow scan a larger part is averaged over.
+        """
+        flat = self.scored.flatten(1)  # [B, h * w]
+        return flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)
+
+    def maps(self) -> Tensor:
+        """What is shown, [B, h, w]: `placed`, with `peaks` at its highest place.
+
+        A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too, and
+        a score above it is seen in the map.
+        """
+        highest = self.placed.flatten(1).amax(dim=1).clamp_min(1e-12)  # [B]
+        return self.placed * (self.peaks() / highest)[:, None, None]
 
 
 def image_scores(evidence: Tensor) -> Tensor:

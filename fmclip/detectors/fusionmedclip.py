@@ -23,12 +23,12 @@ from torch import Tensor
 from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import Detector, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import Notice, OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
-from fmclip.detectors.evidence import SHARPNESS, cut_peaks, image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.evidence import SHARPNESS, Evidence, image_scores, predictions, square_answer, to_unit
 from fmclip.detectors.fallback import GAVE_UP, NOT_RESUMED, train_within_memory
 from fmclip.detectors.fusionmedclip_config import PRESETS as PRESETS
 from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig as FusionMedCLIPConfig
 from fmclip.detectors.network import FusionNetwork
-from fmclip.detectors.patch_memory import learn_memory, memory_map
+from fmclip.detectors.patch_memory import learn_memory, memory_evidence
 from fmclip.detectors.seen_features import SeenFeatures
 from fmclip.detectors.synthetic import stack_pictures
 from fmclip.detectors.training import (
@@ -187,19 +187,19 @@ class FusionMedCLIP(Detector):
         features, memory, honest = looked
         own = torch.arange(len(content), device=pixels.device)
         prompts = None if network is None else network.prompts(self.tower)
-        memory_maps, log_odds = self._maps(features, content, memory, network, prompts, own, honest)
-        level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
-        evidence = self._combine(memory_maps, log_odds, level, content)
+        remembered, log_odds = self._evidence(features, content, memory, network, prompts, own, honest)
+        level = float(image_scores(log_odds.scored).mean()) if log_odds is not None else 0.0
+        maps = self._combine(remembered, log_odds, level, content).maps()
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
         self.prompts_ = prompts
-        self.reference_scores_ = tuple(to_unit(image_scores(evidence)).tolist())
+        self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         return looked
 
     def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
         views = default_views(len(self.tower.layers))
         return ReferenceMemory.learn(features, content, views, self.config.shrinkage, references=references)
 
-    def _maps(
+    def _evidence(
         self,
         features: list[Tensor],
         content: Tensor,
@@ -208,48 +208,52 @@ class FusionMedCLIP(Detector):
         prompts: Tensor | None,
         own: Tensor | None = None,
         honest: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Memory map [B, h, w] and log-odds of the learned map [B, h, w] (None without a network)."""
+    ) -> tuple[Evidence, Evidence | None]:
+        """Evidence of the memory, and log-odds of the learned map (None without a network)."""
+        sigmas = self.config.smoothing, self.config.map_smoothing
         if network is None and honest is not None:
-            return memory_map(memory, honest, content, self.config.smoothing), None
+            return memory_evidence(memory, honest, content, sigmas), None
         distances, residuals = memory.compare(features, own, residuals=network is not None)
         if honest is not None:  # the references: as large as they are to a memory that has never seen them
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
             shown = [place for place, view in enumerate(memory.views) if view.shows_appearance]
             residuals = [one * growth[:, place, None] for place, one in zip(shown, residuals, strict=True)]
             distances = honest
-        memory_maps = memory_map(memory, distances, content, self.config.smoothing)
+        remembered = memory_evidence(memory, distances, content, sigmas)
         if network is None or prompts is None:
-            return memory_maps, None
-        learned = smooth_map(network(features, residuals, prompts), self.config.smoothing)
-        inside = patch_content(content, grid_of(memory_maps))
-        return memory_maps, torch.logit(learned * inside, eps=1e-6)  # lowest on bars
+            return remembered, None
+        learned = network(features, residuals, prompts)  # [B, h, w]
+        inside = patch_content(content, grid_of(learned))
+        log_odds = [torch.logit(smooth_map(learned, sigma) * inside, eps=1e-6) for sigma in sigmas]  # lowest on bars
+        return remembered, Evidence(*log_odds)
 
-    def _combine(self, memory_maps: Tensor, log_odds: Tensor | None, level: float, content: Tensor) -> Tensor:
-        """Evidence [B, h, w]: memory map and exp(slope * log-odds above the references' level), by their shares."""
+    def _combine(self, remembered: Evidence, log_odds: Evidence | None, level: float, content: Tensor) -> Evidence:
+        """The memory's evidence and exp(slope * log-odds above the references' level), by their shares."""
         if log_odds is None:
-            return memory_maps
-        learned = (self.config.learned_slope * (log_odds - level)).exp() * patch_weight(content, grid_of(log_odds))
-        share = self.config.learned_share
-        return cut_peaks((1 - share) * memory_maps + share * learned)
+            return remembered
+        weight = patch_weight(content, grid_of(log_odds.scored))
+        both = log_odds.scored, log_odds.placed
+        learned = Evidence(*((self.config.learned_slope * (one - level)).exp() * weight for one in both))
+        return remembered.mix(learned, self.config.learned_share)
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Map each scan by memory and learned map together."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
-            memory_maps, log_odds, evidence = self._answer(pixels, content)
-            parts = {"patch memory": memory_maps}
+            remembered, log_odds, maps = self._answer(pixels, content)
+            parts = {"patch memory": remembered.maps()}
             if log_odds is not None:
-                parts["learned"] = ((log_odds - self.learned_level_) / SHARPNESS).exp()  # shown as a probability
-            found += predictions(parts, evidence, boxes, self.tower.image_size)
+                above = log_odds.placed - self.learned_level_
+                parts["learned"] = (above / SHARPNESS).exp()  # shown as a probability
+            found += predictions(parts, maps, boxes, self.tower.image_size)
         return found
 
     @torch.no_grad()
     def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and scores by memory and learned map together."""
-        *_, evidence = self._answer(pixels, content)
-        return square_answer(evidence, self.tower.image_size)
+        *_, maps = self._answer(pixels, content)
+        return square_answer(maps, self.tower.image_size)
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
@@ -260,10 +264,11 @@ class FusionMedCLIP(Detector):
 
     def _answer(
         self, pixels: Tensor, content: Tensor, own: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Evidence, Evidence | None, Tensor]:
+        """Weigh up scans: evidence of the memory, log-odds of the learned map, and the map of both [B, h, w]."""
         features = self.patch_features(pixels)
-        memory_maps, log_odds = self._maps(features, content, self.memory_, self.network_, self.prompts_, own)
-        return memory_maps, log_odds, self._combine(memory_maps, log_odds, self.learned_level_, content)
+        remembered, log_odds = self._evidence(features, content, self.memory_, self.network_, self.prompts_, own)
+        return remembered, log_odds, self._combine(remembered, log_odds, self.learned_level_, content).maps()
 
     @torch.no_grad()
     def _examples(self, scans: Sequence[SyntheticScan], content: Tensor | None) -> tuple[SyntheticExample, ...]:
@@ -272,8 +277,8 @@ class FusionMedCLIP(Detector):
         if content is not None:
             pixels = stack_pictures(scans)
             own = torch.tensor([scan.source for scan in scans], device=self.tower.device)
-            *_, evidence = self._answer(pixels.to(own.device), content[own], own)
-            heats = list(average_maps([to_unit(evidence)], self.tower.image_size).cpu().numpy())
+            *_, maps = self._answer(pixels.to(own.device), content[own], own)
+            heats = list(average_maps([to_unit(maps)], self.tower.image_size).cpu().numpy())
         shown = []
         for scan, heat in zip(scans, heats, strict=True):
             text = scan.anomaly.describe() if scan.anomaly else "unchanged normal scan"
@@ -284,8 +289,8 @@ class FusionMedCLIP(Detector):
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Each picture is compared with the patches of the other references."""
-        *_, evidence = self._answer(pixels, content, sources)
-        return to_unit(evidence), to_unit(image_scores(evidence))
+        *_, maps = self._answer(pixels, content, sources)
+        return to_unit(maps), to_unit(image_scores(maps))
 
     def state(self) -> dict[str, Tensor]:
         """Memory, prompts, adapters, temperature, and the tower's LoRA where stage 3 has run."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fmclip.detectors.base import DetectorConfig, setting
+from fmclip.detectors.evidence import MAP_SMOOTHING, SMOOTHING
 from fmclip.detectors.training import READING, STAGE2, STAGE3, SYNTHESIS, count_steps
 from fmclip.memory import SHRINKAGE
 
@@ -41,7 +42,8 @@ class FusionMedCLIPConfig(DetectorConfig):
     learned_share: float = setting(0.1, "share of the learned map beside the memory map in the answer")
     learned_slope: float = setting(0.05, "how fast the learned map's evidence grows with its log-odds")
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
-    smoothing: float = setting(0.6, "sigma of the Gaussian over the memory map, in patches")
+    smoothing: float = setting(SMOOTHING, "sigma of the Gaussian over the evidence that makes the score, in patches")
+    map_smoothing: float = setting(MAP_SMOOTHING, "sigma of the Gaussian over the map, in patches")
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> FusionMedCLIPConfig:

@@ -13,14 +13,22 @@ from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.evidence import cut_peaks, image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.evidence import (
+    MAP_SMOOTHING,
+    SMOOTHING,
+    Evidence,
+    image_scores,
+    predictions,
+    square_answer,
+    to_unit,
+)
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.search import Search
 from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
-from fmclip.views import View, default_views, levels_needed
+from fmclip.views import View, default_views, levels_needed, weigh, weigh_places
 
 Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
 
@@ -34,7 +42,8 @@ class PatchMemoryConfig(DetectorConfig):
     """Settings; those from `levels` on are ideas of PatchCore and others, with figures in benchmarks/NOTES.md."""
 
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the residual covariance")
-    smoothing: float = setting(0.6, "sigma of the Gaussian over the patch map, in patches")
+    smoothing: float = setting(SMOOTHING, "sigma of the Gaussian over the evidence that makes the score, in patches")
+    map_smoothing: float = setting(MAP_SMOOTHING, "sigma of the Gaussian over the map, in patches")
     levels: tuple[int, ...] = setting((), "which of the tower's levels for patches, 0 the shallowest; none takes all")
     coreset: float = setting(1.0, "share of the reference patches that is kept")
     copies: int = setting(0, "varied copies of each reference (moved, turned, brighter) that are remembered too")
@@ -94,7 +103,7 @@ class PatchMemory(Detector):
             self.config.shrinkage,
             self.config.smoothing,
         )
-        maps = memory_map(self.memory_, distances, content, self.config.smoothing)
+        maps = self._maps(distances, content)
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         on_event(Ready("patch memory", self))
         return self
@@ -135,19 +144,23 @@ class PatchMemory(Detector):
         """Map each scan by the weighted mean distance over the views."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
-            maps = self._evidence(pixels, content)
+            maps = self._answer(pixels, content)
             found += predictions({"patch memory": maps}, maps, boxes, self.tower.image_size)
         return found
 
     @torch.no_grad()
     def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and scores by the distance to the memory."""
-        return square_answer(self._evidence(pixels, content), self.tower.image_size)
+        return square_answer(self._answer(pixels, content), self.tower.image_size)
 
-    def _evidence(self, pixels: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
-        """Evidence [B, h, w]; `own` as in `ReferenceMemory.compare`."""
+    def _answer(self, pixels: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
+        """Maps [B, h, w]; `own` as in `ReferenceMemory.compare`."""
         distances, _ = self.memory_.compare(self.patch_features(pixels), own)  # [B, V, h, w]
-        return memory_map(self.memory_, distances, content, self.config.smoothing)
+        return self._maps(distances, content)
+
+    def _maps(self, distances: Tensor, content: Tensor) -> Tensor:
+        sigmas = self.config.smoothing, self.config.map_smoothing
+        return memory_evidence(self.memory_, distances, content, sigmas).maps()
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:
@@ -157,7 +170,7 @@ class PatchMemory(Detector):
     @torch.no_grad()
     def predict_synthetic(self, pixels: Tensor, content: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Each picture is compared with the patches of the other references."""
-        maps = self._evidence(pixels, content, sources)
+        maps = self._answer(pixels, content, sources)
         return to_unit(maps), to_unit(image_scores(maps))
 
     def state(self) -> dict[str, Tensor]:
@@ -176,10 +189,24 @@ class PatchMemory(Detector):
             raise CheckpointError("The adapter file lacks parts of its patch memory; adapt again.") from error
 
 
-def memory_map(memory: ReferenceMemory, distances: Tensor, content: Tensor, smoothing: float) -> Tensor:
-    """Weigh the views' distances, smooth and cut peaks: [B, V, h, w] and content [B, S, S] -> [B, h, w], 0 on bars."""
-    maps = smooth_map(memory.evidence(distances), smoothing)
-    return cut_peaks(maps * patch_weight(content, grid_of(maps)))
+def memory_evidence(
+    memory: ReferenceMemory, distances: Tensor, content: Tensor, sigmas: tuple[float, float]
+) -> Evidence:
+    """Weigh the views' distances and smooth them.
+
+    Args:
+        memory: What measured the distances.
+        distances: [B, V, h, w].
+        content: [B, S, S] bool.
+        sigmas: Of the Gaussians over what is scored and what is shown, in patches.
+
+    Returns:
+        The evidence; 0 on letterbox bars.
+    """
+    weight = patch_weight(content, grid_of(distances))  # [B, h, w]
+    relative = memory.relative(distances)
+    both = weigh(relative, memory.views), weigh_places(relative, memory.views)
+    return Evidence(*(smooth_map(one, sigma) * weight for one, sigma in zip(both, sigmas, strict=True)))
 
 
 def learn_memory(
@@ -198,7 +225,7 @@ def learn_memory(
         learn: Takes features, content and k and returns the memory.
         references: k.
         shrinkage: Share of the isotropic part in the residual covariance.
-        smoothing: Sigma of the Gaussian over the map, in patches.
+        smoothing: Sigma of the Gaussian over the evidence that makes the score, in patches.
 
     Returns:
         The memory, calibrated; distances of the references [k, V, h, w].
@@ -217,7 +244,8 @@ def learn_memory(
         longer = longer * (fewer.scale / memory.scale).view(-1, 1, 1)  # [k - 1, V, h, w]
         kept = rest[: references - 1]
         nearer, farther = (
-            image_scores(memory_map(memory, one, content[kept], smoothing)) for one in (distances[kept], longer)
+            memory_evidence(memory, one, content[kept], (smoothing, smoothing)).peaks()
+            for one in (distances[kept], longer)
         )
         changes.append((nearer / farther).log().mean())
     change = float(torch.stack(changes).mean().clamp_max(0))  # of the logarithm, from k - 2 to k - 1 references

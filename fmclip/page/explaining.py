@@ -68,10 +68,7 @@ class Why:
 
 
 def highest_spot(finding: Finding) -> tuple[float, float]:
-    """Find the spot that decides about the score: (x, y) on the scan's pixels, the middle of the largest peak.
-
-    Peaks are flat (`detectors.evidence.cut_peaks`).
-    """
+    """Find the oddest spot of the map: (x, y) on the scan's pixels, the middle of the largest peak."""
     top = (finding.map >= (1 - 1e-6) * finding.map.max()).astype(np.uint8)
     _, labels, stats, centroids = cv2.connectedComponentsWithStats(top)
     peak = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
@@ -135,7 +132,7 @@ def maps(finding: Finding, threshold: float, opacity: float, colours: str, why: 
     if why is not None:
         small = _small(finding.scan, why.explanation.views[0].map.shape)
         drawn = "".join(
-            draw(_title(view), f"{100 * view.share:.0f} % of the answer at the spot", view.map, 0.5, small)
+            draw(_title(view), f"{100 * view.share:.0f} % of the score", view.map, 0.5, small)
             for view in why.explanation.views
         )
         drawn += "".join(draw(name, LOOKS[name], look, 0.5, small) for name, look in why.looks.items())
@@ -156,7 +153,7 @@ def _row(scan: Scan, box: tuple[int, int, int, int], view: ViewExplanation) -> s
     here = f'<figure><img src="{picture}" alt="the spot"><figcaption>here</figcaption></figure>'
     return (
         f'<div class="fm-view"><p><b>{escape(_title(view))}</b> distance {view.distance:.2f}'
-        f"<small>{100 * view.share:.0f} % of the answer</small></p>"
+        f"<small>{100 * view.share:.0f} % of the score</small></p>"
         f'<div class="fm-matches">{here}{"".join(_match(match) for match in view.matches)}</div></div>'
     )
 

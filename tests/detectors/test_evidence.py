@@ -1,23 +1,39 @@
-"""From evidence to scores: no single patch decides, and the map never shows more than the score says."""
+"""From evidence to scores and maps: no single patch decides, and map and score never contradict each other."""
 
 import torch
 
-from fmclip.detectors.evidence import cut_peaks, image_scores
+from fmclip.detectors.evidence import Evidence, image_scores
 
 
 def test_one_odd_patch_counts_for_less_than_an_odd_region():
     patch, region = torch.zeros(1, 14, 14), torch.zeros(1, 14, 14)
     patch[0, 3, 3] = 1.8
     region[0, 2:4, 2:5] = 1.2
-    cut = cut_peaks(torch.cat([patch, region]))
-    scores = image_scores(cut)
-    torch.testing.assert_close(scores, torch.tensor([1.8 / 6, 1.2], dtype=torch.float64))
-    assert cut[0, 3, 3] == scores[0].float()
-    torch.testing.assert_close(cut[1], region[0])
+    both = torch.cat([patch, region])
+    found = Evidence(both, both)
+    torch.testing.assert_close(found.peaks(), torch.tensor([1.8 / 6, 1.2]))
+    torch.testing.assert_close(image_scores(found.maps()), found.peaks().double())
 
 
-def test_each_scan_is_cut_by_itself():
-    maps = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([cut_peaks(one[None]) for one in maps])
-    assert torch.equal(cut_peaks(maps), alone)
-    assert torch.equal(alone[maps < 0.9], maps[maps < 0.9])
+def test_the_map_shows_where_and_its_highest_place_is_the_score():
+    generator = torch.Generator().manual_seed(0)
+    scored, placed = torch.rand(3, 16, 16, generator=generator), torch.rand(3, 16, 16, generator=generator)
+    found = Evidence(scored, placed)
+    maps = found.maps()
+    assert torch.equal(maps.flatten(1).argmax(dim=1), placed.flatten(1).argmax(dim=1))
+    torch.testing.assert_close(maps.flatten(1).amax(dim=1), found.peaks())
+    alone = torch.cat([Evidence(one[None], other[None]).maps() for one, other in zip(scored, placed, strict=True)])
+    torch.testing.assert_close(maps, alone)  # each scan by itself
+
+
+def test_a_mixture_is_scored_after_mixing():
+    first, second = torch.zeros(1, 14, 14), torch.zeros(1, 14, 14)
+    first[0, 2, 2:8], second[0, 9, 2:8] = 2.0, 1.0
+    mixed = Evidence(first, first).mix(Evidence(second, second), 0.5)
+    torch.testing.assert_close(mixed.peaks(), torch.tensor([1.0]))
+    assert int(mixed.maps().flatten().argmax()) // 14 == 2
+
+
+def test_a_scan_without_evidence_has_an_empty_map():
+    nothing = torch.zeros(1, 8, 8)
+    assert torch.equal(Evidence(nothing, nothing).maps(), nothing)
