@@ -112,11 +112,11 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> st
     return shlex.join(words)
 
 
-def _page(results: Results, command: str) -> str:
-    """Lay out all tables as Markdown."""
+def header(title: str, command: str) -> list[str]:
+    """Word what the figures of a table mean, and where, when and by which command they were measured."""
     where = environment()
-    lines = [
-        "# Quality",
+    return [
+        f"# {title}",
         "",
         "In percent, mean ± standard deviation over the seeds; 95 % interval of the mean image AUROC by bootstrap over "
         "scans; sensitivity, specificity, F1 and Dice at the calibrated threshold, which no test label went into. "
@@ -126,8 +126,12 @@ def _page(results: Results, command: str) -> str:
         f"{', ' + where['gpu'] if where['gpu'] else ''}, torch {where['torch']}, timm {where['timm']}, open_clip "
         f"{where['open_clip_torch']}, fmclip {where['fmclip']} ({where['commit']}, code {where['code']}).",
         "",
-        markdown(results.runs, results.skipped),
     ]
+
+
+def _page(results: Results, command: str) -> str:
+    """Lay out all tables as Markdown."""
+    lines = [*header("Quality", command), markdown(results.runs, results.skipped)]
     quoted = [name for name in QUOTED if any(run.row.dataset == name for run in results.runs)]
     if quoted:
         lines += [

@@ -124,8 +124,8 @@ class Detector(ABC):
             )
         if cls.needs_transformer and not tower.block_widths:
             return (
-                f"{cls.name} puts extra tokens into each block of a vision transformer; the image tower of "
-                f"{tower.name} has no such blocks. Choose a ViT, such as ViT-B-16:openai, or another method."
+                f"{cls.name} works with the tokens in the blocks of a vision transformer; the image tower of "
+                f"{tower.name} has none. Choose a ViT, such as ViT-B-16:openai, or another method."
             )
         return None
 

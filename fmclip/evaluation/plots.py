@@ -1,4 +1,4 @@
-"""Figures of an evaluation: score histograms, ROC with its band, grids of scan, mask and map."""
+"""Figures of an evaluation: methods side by side, score histograms, ROC with its band, grids of scan, mask and map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from fmclip.evaluation.intervals import TestScores, mean_auroc_interval, mean_roc
 from fmclip.evaluation.rows import Example, Row, Run
+from fmclip.evaluation.tables import Summary
 from fmclip.figures import draw_outline, overlay
+from fmclip.towers.registry import MINI
 
 NORMAL_COLOUR = "#00798c"
 ABNORMAL_COLOUR = "#d1495b"
@@ -33,6 +35,23 @@ def save_curves(folder: Path, runs: Sequence[Run]) -> None:
     histograms = score_histograms(runs[0].scores, f"{title}, seed {runs[0].row.seed}")
     histograms.savefig(folder / f"{stem}_scores.png", dpi=150)
     roc_curve([run.scores for run in runs], title).savefig(folder / f"{stem}_roc.png", dpi=150)
+
+
+def save_comparison(folder: Path, summaries: Sequence[Summary]) -> None:
+    """Write the methods that were measured on one dataset, tower and k side by side as `..._methods.png`.
+
+    Args:
+        folder: Made if it is missing.
+        summaries: One of each method.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    own = summaries[0]
+    stem, title = _setting_names(own.dataset, own.fit_on, own.tower, f"k{own.k}", own.half)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = method_intervals(summaries, f"{title}, k = {own.k}, {own.tower}")
+    figure.savefig(folder / f"{stem}_methods.png", dpi=150)
 
 
 def save_examples(folder: Path, run: Run) -> None:
@@ -58,14 +77,46 @@ def examples_file(folder: Path, row: Row) -> Path:
 
 def _names(row: Row) -> tuple[str, str]:
     """Beginning of the file names, and title."""
-    parts = [row.dataset, *([f"from-{row.fit_on}"] if row.fit_on != row.dataset else []), row.method, f"k{row.k}"]
-    parts += [f"abnormal{row.abnormal_k}"] if row.abnormal_k else []
-    parts += [row.half] if row.half != "all" else []
-    stem = "_".join("".join(c if c.isalnum() or c in "-_" else "-" for c in part) for part in parts)
+    parts = [row.method, f"k{row.k}", *([f"abnormal{row.abnormal_k}"] if row.abnormal_k else [])]
+    stem, title = _setting_names(row.dataset, row.fit_on, row.tower, "_".join(parts), row.half)
     seen = f" + {row.abnormal_k} abnormal" if row.abnormal_k else ""
-    groups = f" ({row.half} half)" if row.half != "all" else ""
-    title = f"{row.dataset}{groups}, {row.method}, k = {row.k}{seen}, {row.tower}"
-    return stem, title
+    return stem, f"{title}, {row.method}, k = {row.k}{seen}, {row.tower}"
+
+
+def _setting_names(dataset: str, fit_on: str, tower: str, what: str, half: str) -> tuple[str, str]:
+    """Beginning of file names about something on a dataset, and of titles; the embedded tower goes without saying."""
+    parts = [dataset, *([f"from-{fit_on}"] if fit_on != dataset else []), *([tower] if tower != MINI else []), what]
+    parts += [half] if half != "all" else []
+    stem = "_".join("".join(c if c.isalnum() or c in "-_" else "-" for c in part) for part in parts)
+    return stem, f"{dataset} ({half} half)" if half != "all" else dataset
+
+
+def method_intervals(summaries: Sequence[Summary], title: str) -> Figure:
+    """Plot the image AUROC of each method with its 95 % interval, the best on top.
+
+    Args:
+        summaries: One of each method, all on the same scans.
+        title: Title.
+
+    Returns:
+        A figure outside of pyplot's registry.
+    """
+    ordered = sorted(summaries, key=lambda own: own.metrics["image_auroc"][0])
+    figure, axes = _figure(title, (6.4, 1.0 + 0.34 * len(ordered)))
+    for place, own in enumerate(ordered):
+        low, high = (100 * bound for bound in own.interval)
+        middle = 100 * own.metrics["image_auroc"][0]
+        colour = ABNORMAL_COLOUR if own.abnormal_k else NORMAL_COLOUR
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
+        axes.plot([middle], [place], "o", color=colour, markersize=6)
+        axes.annotate(f"{middle:.1f}", (middle, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    best = 100 * ordered[-1].metrics["image_auroc"][0]
+    axes.axvline(best, color="grey", linewidth=0.8, linestyle=":")
+    names = [f"{own.method}{f' + {own.abnormal_k} abnormal' if own.abnormal_k else ''}" for own in ordered]
+    axes.set_yticks(range(len(ordered)), names, fontsize=8, parse_math=False)
+    axes.set_ylim(-0.6, len(ordered) - 0.3)
+    axes.set_xlabel("image AUROC, %, mean of the seeds with its 95 % interval over scans", fontsize=8)
+    return figure
 
 
 def score_histograms(scores: TestScores, title: str) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 from fmclip.evaluation import plots
 from fmclip.evaluation.environment import environment
 from fmclip.evaluation.rows import Run, Skipped
-from fmclip.evaluation.tables import markdown, skipped_lines
+from fmclip.evaluation.tables import markdown, side_by_side, skipped_lines
 
 
 @dataclass
@@ -71,9 +71,11 @@ class Results:
             groups: dict[tuple, list[Run]] = {}
             for run in self.runs:
                 row = run.row
-                groups.setdefault((row.dataset, row.half, row.method, row.k, row.abnormal_k), []).append(run)
+                groups.setdefault((row.dataset, row.tower, row.half, row.method, row.k, row.abnormal_k), []).append(run)
             for own in groups.values():
                 plots.save_curves(self.figures, own)
+            for compared in side_by_side(self.runs):
+                plots.save_comparison(self.figures, compared)
 
     def notes(self) -> list[str]:
         """Say what was skipped and left out, with counts and without names."""

@@ -132,6 +132,14 @@ def skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     ]
 
 
+def side_by_side(runs: Iterable[Run]) -> list[list[Summary]]:
+    """Put together what was measured on the same dataset, tower and k, where that is more than one method."""
+    groups: dict[tuple, list[Summary]] = {}
+    for own in summarise(runs):
+        groups.setdefault((*_setting(own), own.k), []).append(own)
+    return [own for own in groups.values() if len(own) > 1]
+
+
 def percent(value: Spread | None) -> str:
     """Word a mean and spread: "92.4 ± 0.8", or a dash where there is none."""
     if value is None:

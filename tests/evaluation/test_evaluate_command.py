@@ -40,7 +40,7 @@ def test_resume_table_and_figures(root, tmp_path):
     assert len(runs.read_text().splitlines()) == 2
     assert "| patch_memory | 3 | 2 |" in table.read_text()
     assert {path.name for path in figures.iterdir()} == {
-        f"blobs_patch_memory_k3_{kind}.png" for kind in ("roc", "scores")
+        f"blobs_tiny_patch_memory_k3_{kind}.png" for kind in ("roc", "scores")
     }
     assert "have no heatmaps" in result.stderr  # the first seed was measured before figures were asked for
 

@@ -115,9 +115,9 @@ def test_figures_are_written_for_each_dataset_method_and_k(plan, tiny_tower, tmp
     for result in run_plan(replace(plan, ks=[3, 4], examples=True), tiny_tower):
         results.add(result)
     results.draw()
-    names = {f"blobs_patch_memory_k{k}_{kind}.png" for k in (3, 4) for kind in ("scores", "roc", "examples")}
+    names = {f"blobs_tiny_patch_memory_k{k}_{kind}.png" for k in (3, 4) for kind in ("scores", "roc", "examples")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names
-    grid = cv2.imread(str(tmp_path / "figures/blobs_patch_memory_k3_examples.png"))
+    grid = cv2.imread(str(tmp_path / "figures/blobs_tiny_patch_memory_k3_examples.png"))
     assert grid.shape[1] > grid.shape[0] > 500
 
 
@@ -127,9 +127,24 @@ def test_the_halves_are_drawn_apart(run, tmp_path):
         results.add(replace(run, row=replace(run.row, half=half)))
     results.draw()
     assert {path.name for path in tmp_path.glob("*_roc.png")} == {
-        "blobs_patch_memory_k4_tuning_roc.png",
-        "blobs_patch_memory_k4_report_roc.png",
+        "blobs_tiny_patch_memory_k4_tuning_roc.png",
+        "blobs_tiny_patch_memory_k4_report_roc.png",
     }
+
+
+def test_methods_and_towers_are_drawn_side_by_side(run, tmp_path):
+    results = Results(figures=tmp_path)
+    for tower in ("mini", "other"):
+        for method in ("patch_memory", "cosine"):
+            results.add(replace(run, row=replace(run.row, tower=tower, method=method)))
+    results.add(replace(run, row=replace(run.row, tower="mini", k=8)))  # nothing beside it
+    results.draw()
+    assert {path.name for path in tmp_path.glob("*_methods.png")} == {
+        "blobs_k4_methods.png",
+        "blobs_other_k4_methods.png",
+    }
+    assert (tmp_path / "blobs_patch_memory_k4_roc.png").is_file()
+    assert (tmp_path / "blobs_other_patch_memory_k4_roc.png").is_file()
 
 
 def test_seeds_are_summed_up(run):
