@@ -23,7 +23,7 @@ from fmclip.detectors.base import to_pixels
 from fmclip.detectors.evidence import to_unit
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.errors import FmclipError, TowerError
-from fmclip.maps import resize_map, smooth_map
+from fmclip.maps import resize_map, smooth_inside
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
 from fmclip.scans import Letterbox, Scan
 from fmclip.towers import Tower
@@ -186,7 +186,7 @@ def explain(
                     _match(owner, *name_of(owner), float(nearest[index, owner]), int(places[index, owner]), grid, size)
                     for owner in order
                 ),
-                map=_on_scan(smooth_map(relative[:, index], detector.config.map_smoothing) * weight, box),
+                map=_on_scan(smooth_inside(relative[:, index], weight, detector.config.map_smoothing), box),
             )
         )
     return Explanation(

@@ -43,6 +43,21 @@ def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def smooth_inside(maps: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of weighted evidence over the places of a scan only, so that its edge is neither dimmed nor sharp.
+
+    Args:
+        maps: [B, h, w].
+        weight: [B, h, w] >= 0, 0 on letterbox bars.
+        sigma: In places.
+
+    Returns:
+        [B, h, w], 0 on letterbox bars.
+    """
+    inside = (weight > 0).to(maps)
+    return smooth_map(maps * weight, sigma) / smooth_map(inside, sigma).clamp_min(1e-6) * inside
+
+
 def smooth_map(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of [B, h, w] with sigma in places; a single hot place counts for less than a hot region."""
     if sigma <= 0:

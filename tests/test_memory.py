@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fmclip.maps import smooth_inside
 from fmclip.memory import ReferenceMemory, patch_content, patch_weight
-from fmclip.views import View, default_views, view_features, weigh
+from fmclip.views import View, default_views, view_features, weigh, weigh_places
 from fmclip.whitening import shrunk
 
 VIEWS = (View(0, "direction"), View(1, "direction"), View(1, "context"))
@@ -245,3 +246,25 @@ def test_without_shrinkage_a_flat_channel_is_no_obstacle():
     memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views, 0.0)
     distances, _ = memory.compare([level[:1] for level in references])
     assert distances.isfinite().all()
+
+
+def test_smoothing_stays_inside_the_scan():
+    weight = torch.ones(1, 8, 8)
+    weight[:, :, :3] = 0  # a letterbox bar
+    flat = smooth_inside(torch.ones(1, 8, 8), weight, 0.8)
+    torch.testing.assert_close(flat, weight)  # as high beside the bar as in the middle
+    assert float(smooth_inside(torch.rand(1, 8, 8), weight, 0.8)[:, :, :3].abs().max()) == 0
+
+
+def test_places_are_told_by_the_deeper_views():
+    views = default_views(3)
+    distances = torch.rand(2, len(views), 8, 8)
+    changed = distances.clone()
+    shallow = [row for row, view in enumerate(views) if view.level == 0]
+    changed[:, shallow] += 1
+    assert shallow
+    torch.testing.assert_close(weigh_places(changed, views), weigh_places(distances, views))
+    assert not torch.allclose(weigh(changed, views), weigh(distances, views))
+    alone = default_views(1)
+    one = torch.rand(2, len(alone), 8, 8)
+    torch.testing.assert_close(weigh_places(one, alone), weigh(one, alone))

@@ -23,7 +23,7 @@ from fmclip.detectors.evidence import (
     to_unit,
 )
 from fmclip.errors import CheckpointError
-from fmclip.maps import smooth_map
+from fmclip.maps import smooth_inside, smooth_map
 from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.search import Search
@@ -205,8 +205,8 @@ def memory_evidence(
     """
     weight = patch_weight(content, grid_of(distances))  # [B, h, w]
     relative = memory.relative(distances)
-    both = weigh(relative, memory.views), weigh_places(relative, memory.views)
-    return Evidence(*(smooth_map(one, sigma) * weight for one, sigma in zip(both, sigmas, strict=True)))
+    scored = smooth_map(weigh(relative, memory.views), sigmas[0]) * weight
+    return Evidence(scored, smooth_inside(weigh_places(relative, memory.views), weight, sigmas[1]))
 
 
 def learn_memory(
