@@ -124,7 +124,7 @@ def _command(options: argparse.Namespace) -> str:
     """Word the command that measures the same again, without where files lie on this machine."""
     words = ["python -m benchmarks.methods ROOT", *(f"--dataset {name}" for name in options.dataset or ())]
     words += [f"--method {name}" for name in options.method or ()]
-    words += [f"--transformer {label(options.transformer)}.json:WEIGHTS"] if options.transformer else []
+    words += [f"--transformer {label(options.transformer)}"] if options.transformer else []
     return " ".join([*words, f"--k {options.k}", f"--seeds {options.seeds}"])
 
 

@@ -80,7 +80,10 @@ def _options() -> argparse.Namespace:
 
 def label(start: str) -> str:
     """Name a tower without the folders its files lie in."""
-    return Path(start.partition(".json:")[0]).name if ".json:" in start else start
+    architecture, _, weights = start.partition(":")
+    if Path(start).is_dir() or ".json:" in start:
+        return Path(start.partition(".json:")[0]).name
+    return f"{architecture}:local" if "/" in weights else start
 
 
 def _measure(

@@ -31,7 +31,8 @@ from fmclip.views import default_views
 
 FORMAT = "fmclip-adapter"
 FORMAT_VERSION = 4
-"""2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`."""
+"""2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`;
+4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -76,7 +76,7 @@ class ViewExplanation:
         name: In words: "stride 16, direction".
         layer: Level of the tower ("stride 16", "block 4").
         kind: "direction", "context" or "mirror", see `fmclip.views`.
-        share: Share of the view in the memory's answer at this place, in [0, 1]; 0 for the mirror view at the midline,
+        share: Share of the view in the memory's score at this place, in [0, 1]; 0 for the mirror view at the midline,
             where a place is its own mirror image.
         distance: To the nearest patch of all references, in units of the reference level.
         matches: Nearest patch of each of the nearest references, nearest first; none where the share is 0.
@@ -103,7 +103,7 @@ class Explanation:
         box: The patch that the spot lies in, on the scan's pixels.
         distance: Of the patch to the references, all views together, in units of the reference level, before the map
             is smoothed.
-        views: Each view of the memory, as much to the answer as its share says.
+        views: Each view of the memory, as much to the score as its share says.
         parts: Maps [H, W] in [0, 1] on the source pixels that the answer was made of, by name: "patch memory", and
             "learned" where something was trained.
         map: [H, W] in [0, 1], the answer itself.

@@ -28,7 +28,7 @@ def colour_position(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
     """Place map values on the colour scale: 0 at 0, the middle at the threshold, the end at twice the threshold.
 
     The scale depends on the threshold alone, never on the scan, so that equal colours mean equal values in all scans of
-    one adapter. From a threshold of 0.5 upward it ends at 1.
+    one adapter, and the highest colour of a scan its score. From a threshold of 0.5 upward it ends at 1.
 
     Args:
         anomaly_map: [H, W] in [0, 1].

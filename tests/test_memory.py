@@ -251,9 +251,16 @@ def test_without_shrinkage_a_flat_channel_is_no_obstacle():
 def test_smoothing_stays_inside_the_scan():
     weight = torch.ones(1, 8, 8)
     weight[:, :, :3] = 0  # a letterbox bar
-    flat = smooth_inside(torch.ones(1, 8, 8), weight, 0.8)
-    torch.testing.assert_close(flat, weight)  # as high beside the bar as in the middle
-    assert float(smooth_inside(torch.rand(1, 8, 8), weight, 0.8)[:, :, :3].abs().max()) == 0
+    maps = torch.where(weight > 0, 1.0, 5.0)
+    torch.testing.assert_close(smooth_inside(maps, weight, 0.8), weight)  # nothing of the bar, and no less beside it
+
+
+def test_where_less_counts_smoothing_leaves_no_edge():
+    weight = torch.full((1, 12, 12), 0.8)
+    weight[:, :, 1:] = 1.0
+    row = smooth_inside(torch.ones(1, 12, 12), weight, 0.8)[0, 6]
+    assert 0.8 < float(row[0]) < float(row[1]) < 1.0
+    assert float((row[1:] - row[:-1]).max()) < 0.5 * 0.2
 
 
 def test_places_are_told_by_the_deeper_views():

@@ -48,22 +48,22 @@ class Evidence:
             (1 - share) * self.placed + share * other.placed,
         )
 
-    def peaks(self) -> Tensor:
-        """Mean of the `TAIL` oddest places of each scan [B], so that a score hangs on no single patch.
-
-        Letterbox bars count as places, so that of a narrow scan a larger part is averaged over.
-        """
-        flat = self.scored.flatten(1)  # [B, h * w]
-        return flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)
-
     def maps(self) -> Tensor:
         """What is shown, [B, h, w]: `placed`, with `peaks` at its highest place.
 
-        A smooth maximum that keeps its map: whatever lies above a threshold in the map does so in the score too, and
-        a score above it is seen in the map.
+        A smooth maximum that keeps its map: a scan's score lies above a threshold if a place of its map does.
         """
         highest = self.placed.flatten(1).amax(dim=1).clamp_min(1e-12)  # [B]
-        return self.placed * (self.peaks() / highest)[:, None, None]
+        return self.placed * (peaks(self.scored) / highest)[:, None, None]
+
+
+def peaks(scored: Tensor) -> Tensor:
+    """Mean of the `TAIL` oddest places of each scan, so that a score hangs on no single patch: [B, h, w] -> [B].
+
+    Letterbox bars count as places, so that of a narrow scan a larger part is averaged over.
+    """
+    flat = scored.flatten(1)  # [B, h * w]
+    return flat.topk(max(1, round(TAIL * flat.shape[1])), dim=1).values.mean(dim=1)
 
 
 def image_scores(evidence: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def predictions(
         size: S, side of the letterboxed square.
     """
     squares, scores = square_answer(evidence, size)
-    full = _restore(squares, boxes)
+    full = [_with_peak(one, score) for one, score in zip(_restore(squares, boxes), scores.tolist(), strict=True)]
     restored = {name: _restore(square_answer(part, size)[0], boxes) for name, part in parts.items()}
     return [
         Prediction(map=full[i], score=float(score), parts={name: maps[i] for name, maps in restored.items()})
@@ -98,3 +98,9 @@ def predictions(
 
 def _restore(squares: Tensor, boxes: Sequence[Letterbox]) -> list[np.ndarray]:
     return [box.restore(square) for box, square in zip(boxes, squares.cpu().numpy(), strict=True)]
+
+
+def _with_peak(one: np.ndarray, score: float) -> np.ndarray:
+    """Bring the highest pixel of a map back to the score, which resizing has lowered by a little."""
+    highest = float(one.max())
+    return one * np.float32(score / highest) if highest > 0 else one

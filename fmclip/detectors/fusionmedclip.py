@@ -39,7 +39,7 @@ from fmclip.detectors.training import (
     train_stage3,
 )
 from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
-from fmclip.maps import average_maps, smooth_map
+from fmclip.maps import average_maps, smooth_inside, smooth_map
 from fmclip.memory import ReferenceMemory, grid_of, patch_content, patch_weight
 from fmclip.process import give_back
 from fmclip.scans import Scan
@@ -223,18 +223,19 @@ class FusionMedCLIP(Detector):
         if network is None or prompts is None:
             return remembered, None
         learned = network(features, residuals, prompts)  # [B, h, w]
-        inside = patch_content(content, grid_of(learned))
-        log_odds = [torch.logit(smooth_map(learned, sigma) * inside, eps=1e-6) for sigma in sigmas]  # lowest on bars
-        return remembered, Evidence(*log_odds)
+        inside = patch_content(content, grid_of(learned)).to(learned)
+        both = smooth_map(learned, sigmas[0]) * inside, smooth_inside(learned, inside, sigmas[1])
+        return remembered, Evidence(*(torch.logit(one, eps=1e-6) for one in both))  # lowest on bars
 
     def _combine(self, remembered: Evidence, log_odds: Evidence | None, level: float, content: Tensor) -> Evidence:
         """The memory's evidence and exp(slope * log-odds above the references' level), by their shares."""
         if log_odds is None:
             return remembered
         weight = patch_weight(content, grid_of(log_odds.scored))
-        both = log_odds.scored, log_odds.placed
-        learned = Evidence(*((self.config.learned_slope * (one - level)).exp() * weight for one in both))
-        return remembered.mix(learned, self.config.learned_share)
+        scored, placed = (
+            (self.config.learned_slope * (one - level)).exp() for one in (log_odds.scored, log_odds.placed)
+        )
+        return remembered.mix(Evidence(scored * weight, placed * (weight > 0)), self.config.learned_share)
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
@@ -244,7 +245,7 @@ class FusionMedCLIP(Detector):
             remembered, log_odds, maps = self._answer(pixels, content)
             parts = {"patch memory": remembered.maps()}
             if log_odds is not None:
-                above = log_odds.placed - self.learned_level_
+                above = log_odds.scored - self.learned_level_  # the level is one of scores
                 parts["learned"] = (above / SHARPNESS).exp()  # shown as a probability
             found += predictions(parts, maps, boxes, self.tower.image_size)
         return found

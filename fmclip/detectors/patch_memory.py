@@ -18,6 +18,7 @@ from fmclip.detectors.evidence import (
     SMOOTHING,
     Evidence,
     image_scores,
+    peaks,
     predictions,
     square_answer,
     to_unit,
@@ -141,7 +142,7 @@ class PatchMemory(Detector):
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
-        """Map each scan by the weighted mean distance over the views."""
+        """Score each scan by the weighted mean distance over all views, and map it by those that say where."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
             maps = self._answer(pixels, content)
@@ -204,9 +205,14 @@ def memory_evidence(
         The evidence; 0 on letterbox bars.
     """
     weight = patch_weight(content, grid_of(distances))  # [B, h, w]
-    relative = memory.relative(distances)
-    scored = smooth_map(weigh(relative, memory.views), sigmas[0]) * weight
-    return Evidence(scored, smooth_inside(weigh_places(relative, memory.views), weight, sigmas[1]))
+    placed = weigh_places(memory.relative(distances), memory.views)
+    return Evidence(memory_scored(memory, distances, content, sigmas[0]), smooth_inside(placed, weight, sigmas[1]))
+
+
+def memory_scored(memory: ReferenceMemory, distances: Tensor, content: Tensor, sigma: float) -> Tensor:
+    """Only the half of `memory_evidence` that is scored: [B, h, w]."""
+    weight = patch_weight(content, grid_of(distances))  # [B, h, w]
+    return smooth_map(weigh(memory.relative(distances), memory.views), sigma) * weight
 
 
 def learn_memory(
@@ -244,8 +250,7 @@ def learn_memory(
         longer = longer * (fewer.scale / memory.scale).view(-1, 1, 1)  # [k - 1, V, h, w]
         kept = rest[: references - 1]
         nearer, farther = (
-            memory_evidence(memory, one, content[kept], (smoothing, smoothing)).peaks()
-            for one in (distances[kept], longer)
+            peaks(memory_scored(memory, one, content[kept], smoothing)) for one in (distances[kept], longer)
         )
         changes.append((nearer / farther).log().mean())
     change = float(torch.stack(changes).mean().clamp_max(0))  # of the logarithm, from k - 2 to k - 1 references

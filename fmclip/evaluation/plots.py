@@ -94,14 +94,17 @@ def _setting_names(dataset: str, fit_on: str, tower: str, what: str, half: str) 
 def method_intervals(summaries: Sequence[Summary], title: str) -> Figure:
     """Plot the image AUROC of each method with its 95 % interval, the best on top.
 
+    Methods that learned from abnormal scans too stand below the others: their test has fewer scans, and they are not
+    ranked with those that saw normal scans only.
+
     Args:
-        summaries: One of each method, all on the same scans.
+        summaries: One of each method.
         title: Title.
 
     Returns:
         A figure outside of pyplot's registry.
     """
-    ordered = sorted(summaries, key=lambda own: own.metrics["image_auroc"][0])
+    ordered = sorted(summaries, key=lambda own: (own.abnormal_k == 0, own.metrics["image_auroc"][0]))
     figure, axes = _figure(title, (6.4, 1.0 + 0.34 * len(ordered)))
     for place, own in enumerate(ordered):
         low, high = (100 * bound for bound in own.interval)
@@ -110,8 +113,7 @@ def method_intervals(summaries: Sequence[Summary], title: str) -> Figure:
         axes.plot([low, high], [place, place], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
         axes.plot([middle], [place], "o", color=colour, markersize=6)
         axes.annotate(f"{middle:.1f}", (middle, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
-    best = 100 * ordered[-1].metrics["image_auroc"][0]
-    axes.axvline(best, color="grey", linewidth=0.8, linestyle=":")
+    axes.axvline(100 * ordered[-1].metrics["image_auroc"][0], color="grey", linewidth=0.8, linestyle=":")
     names = [f"{own.method}{f' + {own.abnormal_k} abnormal' if own.abnormal_k else ''}" for own in ordered]
     axes.set_yticks(range(len(ordered)), names, fontsize=8, parse_math=False)
     axes.set_ylim(-0.6, len(ordered) - 0.3)

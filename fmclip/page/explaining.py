@@ -27,7 +27,7 @@ ASK = "Click a spot on the scan: here you see the patches of the reference scans
 NOT_AT_HAND = "The adapter came from a file, which holds no pictures: the reference patches have numbers only."
 MAP_NAMES = {"patch memory": "Patch memory", "learned": "Learned map"}
 MAP_HINTS = {
-    "patch memory": "distance to the nearest patch of all references",
+    "patch memory": "distance to the nearest patch of all references; its height says how odd, its shape where",
     "learned": "from prompts and adapters trained on synthetic anomalies",
 }
 
@@ -111,7 +111,8 @@ def answer(why: Why | None) -> str:
     return (
         f'<div class="fm-why" role="region" aria-label="why this spot"><h4>Distance {told.distance:.2f}</h4>'
         f"<p>This patch is {far} the oddest patch of a normal scan, whose distance is 1 on average. Each row is one "
-        f"way of looking; patches near in one row may be far in another.</p>{hint}{rows}</div>"
+        f"way of looking; patches near in one row may be far in another. All rows count for the score, those of deeper "
+        f"layers alone for where the map is high.</p>{hint}{rows}</div>"
     )
 
 
@@ -143,8 +144,8 @@ def maps(finding: Finding, threshold: float, opacity: float, colours: str, why: 
         layers = '<p class="fm-count">Ask why about a spot to see each layer too.</p>'
     only = "" if finding.parts.keys() - {"patch memory"} else " Nothing was trained for this adapter."
     return (
-        f'<p class="fm-count">What the answer is made of. In the parts the contour is where a patch is as odd as the '
-        f'oddest patch of a normal scan.{only}</p><div class="fm-maps">{"".join(figures)}</div>{layers}'
+        f'<p class="fm-count">What the answer is made of. In the parts the contour is at the height of the oddest '
+        f'patches of normal scans.{only}</p><div class="fm-maps">{"".join(figures)}</div>{layers}'
     )
 
 

@@ -65,7 +65,7 @@ class Reviewing(HandlerGroup):
 
     @guarded("why_note")
     def ask_highest(self, token: str) -> Iterator[Updates]:
-        """Say what the spot was compared with that decides about the score."""
+        """Say what the highest spot of the map was compared with."""
         visitor = self._visitors.get(token)
         finding = _selected(visitor)
         yield from self._explain(visitor, finding, *explaining.highest_spot(finding))

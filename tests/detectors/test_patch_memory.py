@@ -9,8 +9,8 @@ from fmclip.calibration import Calibration
 from fmclip.checkpoint import load_adapter, save_adapter
 from fmclip.detectors import PatchMemory
 from fmclip.detectors.base import to_pixels
-from fmclip.detectors.evidence import to_unit
-from fmclip.detectors.patch_memory import PatchMemoryConfig, memory_evidence
+from fmclip.detectors.evidence import peaks, to_unit
+from fmclip.detectors.patch_memory import PatchMemoryConfig, memory_scored
 from fmclip.errors import TowerError
 from fmclip.towers import get_tower
 
@@ -81,6 +81,6 @@ def test_scores_of_four_references_stand_for_scans_that_are_compared_with_four(t
     assert memory.references == 4
     pixels, content, _ = to_pixels(REFERENCES[:4], detector.tower)
     honest = memory.leave_one_out(detector.tower.features(pixels), content)
-    plain = float(to_unit(memory_evidence(memory, honest, content, (detector.config.smoothing,) * 2).peaks()).mean())
+    plain = float(to_unit(peaks(memory_scored(memory, honest, content, detector.config.smoothing))).mean())
     references = np.array(detector.reference_scores_)
     assert abs(references.mean() - new.mean()) < abs(plain - new.mean())
