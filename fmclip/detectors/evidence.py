@@ -73,7 +73,10 @@ def image_scores(evidence: Tensor) -> Tensor:
 
 def square_answer(evidence: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Evidence [B, h, w] as maps [B, size, size] and scores [B], both in [0, 1]."""
-    return resize_map(to_unit(evidence), (size, size)), to_unit(image_scores(evidence))
+    scores = to_unit(image_scores(evidence))
+    squares = resize_map(to_unit(evidence), (size, size))
+    highest = squares.flatten(1).amax(dim=1).clamp_min(1e-12)  # resizing has lowered it by a little
+    return squares * (scores.to(squares) / highest)[:, None, None], scores
 
 
 def predictions(
@@ -101,6 +104,6 @@ def _restore(squares: Tensor, boxes: Sequence[Letterbox]) -> list[np.ndarray]:
 
 
 def _with_peak(one: np.ndarray, score: float) -> np.ndarray:
-    """Bring the highest pixel of a map back to the score, which resizing has lowered by a little."""
+    """Bring the highest pixel of a map back to the score, after another resizing."""
     highest = float(one.max())
     return one * np.float32(score / highest) if highest > 0 else one
