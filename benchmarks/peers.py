@@ -119,7 +119,7 @@ class _FeaturePeer(Peer):
     """A peer that needs no more of its backbone than features: the tower takes the place of anomalib's extractor."""
 
     def _build(self, module: str, kind: str, extractor: nn.Module, **settings: Any) -> Any:
-        models = _anomalib(module)
+        models = anomalib_models(module)
         with mock.patch.object(models, "TimmFeatureExtractor", return_value=extractor):
             return getattr(models, kind)(**settings).to(self.tower.device)
 
@@ -197,7 +197,7 @@ class WinCLIP(Peer):
 
     @torch.no_grad()
     def _learn(self, pixels: Tensor) -> nn.Module:
-        models = _anomalib("winclip")
+        models = anomalib_models("winclip")
         model = share(self.tower._model)  # anomalib writes a flag into it
         with mock.patch.object(models.open_clip, "create_model_and_transforms", return_value=(model, None, None)):
             peer = models.WinClipModel().to(self.tower.device)
@@ -244,7 +244,8 @@ class TowerTokens(nn.Module):
         return {self.layer: self._tower.features(pixels)[-1].flatten(2).mT}
 
 
-def _anomalib(model: str) -> Any:
+def anomalib_models(model: str) -> Any:
+    """Import one of anomalib's models, which takes seconds the first time; raises FmclipError if it is missing."""
     try:
         return importlib.import_module(f"anomalib.models.image.{model}.torch_model")
     except ImportError as error:

@@ -162,12 +162,12 @@ class ReferenceMemory:
         looks = view_features(features, self.views)
         for index, (view, look, bank, scale) in enumerate(zip(self.views, looks, self.bank, self.scale, strict=True)):
             patches, found, left_out = self._closest(index, look, own)
-            difference = (patches - bank[found]) / scale  # [B * h * w, C]
+            difference = patches - bank[found]  # [B * h * w, C]
             apart = difference.detach().norm(dim=1)
-            apart = self.search.distance(patches.detach(), bank, found, apart * scale, self.owner, left_out) / scale
-            distances.append(_to_grid(apart, look))
+            apart = self.search.distance(patches.detach(), bank, found, apart, self.owner, left_out)
+            distances.append(_to_grid(apart / scale, look))
             if residuals and view.shows_appearance:
-                differences.append(_to_grid(difference, look))
+                differences.append(_to_grid(difference / scale, look))
         return torch.stack(distances, dim=1), differences
 
     def residuals(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
