@@ -51,6 +51,8 @@ def without_marks(image: np.ndarray) -> np.ndarray:
 def copy_without_marks(root: Path, out: Path, datasets: list[str] | None) -> tuple[int, float]:
     """Write the copy; how many pictures, and the mean share of their pixels that was painted over."""
     shares = []
+    if not (root / "manifest.csv").is_file():
+        raise SystemExit("Error: there is no manifest.csv in the folder of the data sets.")
     with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if not datasets or row["dataset"] in datasets]

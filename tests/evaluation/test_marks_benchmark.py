@@ -51,3 +51,5 @@ def test_the_copy_keeps_labels_groups_and_masks(tissue, tmp_path):
     assert (out / row["mask"]).read_bytes() == (root / row["mask"]).read_bytes()
     with pytest.raises(SystemExit, match="empty folder"):
         copy_without_marks(root, out, ["set"])
+    with pytest.raises(SystemExit, match=r"no manifest\.csv"):
+        copy_without_marks(tmp_path, out, None)
