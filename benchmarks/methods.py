@@ -8,9 +8,9 @@ that it cannot serve run on the one given by `--transformer`, beside ours. Metho
 get as many of them in a pass of their own. What cannot be measured is listed with its reason. Methods that train for
 minutes run with one seed. The report half only; no setting was chosen by these tables.
 
-It writes results/methods.json and methods.md, and to results/figures the methods with their intervals and the curves
-of the default method. Heatmaps would show the scans, which are not ours to pass on: `fmclip evaluate --figures` draws
-them.
+It writes results/methods.json and methods.md (or the `--name`), and to results/figures the methods with their
+intervals, the methods against k where there are several, and the curves of the default method. Heatmaps would show the
+scans, which are not ours to pass on: `fmclip evaluate --figures` draws them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.stage1 import label
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS
 from fmclip.errors import FmclipError
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Results, Run, Skipped, load_datasets, plots, run_plan
-from fmclip.evaluation.tables import markdown, side_by_side
+from fmclip.evaluation.tables import by_k, markdown, side_by_side
 from fmclip.towers import get_tower
 from fmclip.towers.registry import MINI
 
@@ -42,6 +42,7 @@ class Pass:
     tower: str
     methods: Sequence[str]
     seeds: int
+    k: int
     abnormal_k: int = 0
 
 
@@ -49,12 +50,12 @@ def main() -> None:
     """Measure and write JSON, Markdown and figures."""
     options = _options()
     DETECTORS.update(PEERS)
-    results = Results(json_file=options.out / "methods.json")
+    results = Results(json_file=options.out / f"{options.name}.json")
     try:
         datasets = load_datasets(options.root, options.dataset)
         journal = Journal(options.resume) if options.resume else None
         for one in passes(options.transformer, options.seeds, options.k, options.method):
-            for result in _measure(one, datasets, options.k, journal):
+            for result in _measure(one, datasets, journal):
                 results.add(result)
                 print(_line(result), flush=True)
     except FmclipError as error:
@@ -63,11 +64,11 @@ def main() -> None:
         raise SystemExit("Error: Nothing was measured.")
     _draw(results.runs, options.out / "figures")
     text = "\n".join([*header("Methods side by side", _command(options)), markdown(results.runs, results.skipped)])
-    (options.out / "methods.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+    (options.out / f"{options.name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
     print(text)
 
 
-def passes(transformer: str | None, seeds: int, k: int, only: Sequence[str] | None = None) -> list[Pass]:
+def passes(transformer: str | None, seeds: int, ks: Sequence[int], only: Sequence[str] | None = None) -> list[Pass]:
     """List what is to be measured, quick things first."""
     chosen = {name: kind for name, kind in DETECTORS.items() if only is None or name in only}
     uses = {name: getattr(kind, "uses_abnormals", "never") for name, kind in chosen.items()}
@@ -75,22 +76,22 @@ def passes(transformer: str | None, seeds: int, k: int, only: Sequence[str] | No
     refused = [name for name, kind in chosen.items() if kind.refusal(mini)]
     towers = {MINI: list(chosen)} | ({transformer: [*OURS, *refused]} if transformer else {})
     found = []
-    for tower, methods in towers.items():
-        for is_slow in (False, True):
+    for k in ks:
+        for tower, methods, is_slow in ((*one, is_slow) for one in towers.items() for is_slow in (False, True)):
             own = [name for name in methods if (name in SLOW) == is_slow and name in chosen]
             from_normals = [name for name in own if uses[name] != "required"]
             from_both = [name for name in own if uses[name] != "never"]
-            found.append(Pass(tower, from_normals, 1 if is_slow else seeds))
-            found.append(Pass(tower, from_both, 1 if is_slow else seeds, abnormal_k=k))
+            found.append(Pass(tower, from_normals, 1 if is_slow else seeds, k))
+            found.append(Pass(tower, from_both, 1 if is_slow else seeds, k, abnormal_k=k))
     return sorted((one for one in found if one.methods), key=lambda one: one.methods[0] in SLOW)
 
 
-def _measure(one: Pass, datasets: Sequence[Dataset], k: int, journal: Journal | None) -> Iterator[Run | Skipped]:
+def _measure(one: Pass, datasets: Sequence[Dataset], journal: Journal | None) -> Iterator[Run | Skipped]:
     tower, name = get_tower(one.tower), label(one.tower)
     plan = Plan(
         datasets=datasets,
         methods=one.methods,
-        ks=[k],
+        ks=[one.k],
         seeds=range(one.seeds),
         preset="full",
         half=Half.REPORT,
@@ -106,9 +107,14 @@ def _measure(one: Pass, datasets: Sequence[Dataset], k: int, journal: Journal | 
 def _draw(runs: Sequence[Run], folder: Path) -> None:
     for compared in side_by_side(runs):
         plots.save_comparison(folder, compared)
-    ours = [run for run in runs if run.row.method == DEFAULT_DETECTOR and run.row.tower == MINI]
-    for dataset in dict.fromkeys(run.row.dataset for run in ours):
-        plots.save_curves(folder, [run for run in ours if run.row.dataset == dataset])
+    for compared in by_k(runs):
+        plots.save_by_k(folder, compared)
+    ours: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        if run.row.method == DEFAULT_DETECTOR and run.row.tower == MINI:
+            ours.setdefault((run.row.dataset, run.row.k), []).append(run)
+    for same in ours.values():
+        plots.save_curves(folder, same)
 
 
 def _line(result: Run | Skipped) -> str:
@@ -116,7 +122,7 @@ def _line(result: Run | Skipped) -> str:
         return f"{result.dataset} {result.tower} {result.method} seed={result.seed}: {result.reason}"
     row = result.row
     pixels = "" if row.pixel_auroc is None else f", pixel {row.pixel_auroc:.3f}"
-    what = f"{row.dataset} {row.tower} {row.method} abnormal={row.abnormal_k} seed={row.seed}"
+    what = f"{row.dataset} {row.tower} {row.method} k={row.k} abnormal={row.abnormal_k} seed={row.seed}"
     return f"{what}: image {row.image_auroc:.3f}{pixels}, fit {row.fit_seconds:.1f} s"
 
 
@@ -125,7 +131,8 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.methods ROOT", *(f"--dataset {name}" for name in options.dataset or ())]
     words += [f"--method {name}" for name in options.method or ()]
     words += [f"--transformer {label(options.transformer)}"] if options.transformer else []
-    return " ".join([*words, f"--k {options.k}", f"--seeds {options.seeds}"])
+    words += [f"--name {options.name}"] if options.name != "methods" else []
+    return " ".join([*words, f"--k {' '.join(map(str, options.k))}", f"--seeds {options.seeds}"])
 
 
 def _options() -> argparse.Namespace:
@@ -134,9 +141,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dataset", action="append", help="may be repeated; all if left out")
     parser.add_argument("--method", action="append", choices=[*DETECTORS, *PEERS], help="may be repeated")
     parser.add_argument("--transformer", help="a second tower, for the methods that need one")
-    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--k", type=int, nargs="+", default=[16])
     parser.add_argument("--seeds", type=int, default=3, help="of methods that train for minutes one is run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--name", default="methods", help="of the tables, without ending")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep each run here; go on after those it holds")
     return parser.parse_args()
 

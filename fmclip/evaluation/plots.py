@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmclip.detectors import DEFAULT_DETECTOR
 from fmclip.evaluation.intervals import TestScores, mean_auroc_interval, mean_roc
 from fmclip.evaluation.rows import Example, Row, Run
 from fmclip.evaluation.tables import Summary
@@ -52,6 +53,22 @@ def save_comparison(folder: Path, summaries: Sequence[Summary]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure = method_intervals(summaries, f"{title}, k = {own.k}, {own.tower}")
     figure.savefig(folder / f"{stem}_methods.png", dpi=150)
+
+
+def save_by_k(folder: Path, summaries: Sequence[Summary]) -> None:
+    """Write the methods that were measured on one dataset and tower against k as `..._by-k_methods.png`.
+
+    Args:
+        folder: Made if it is missing.
+        summaries: One of each method and k.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    own = summaries[0]
+    stem, title = _setting_names(own.dataset, own.fit_on, own.tower, "by-k", own.half)
+    folder.mkdir(parents=True, exist_ok=True)
+    methods_by_k(summaries, f"{title}, {own.tower}").savefig(folder / f"{stem}_methods.png", dpi=150)
 
 
 def save_examples(folder: Path, run: Run) -> None:
@@ -118,6 +135,34 @@ def method_intervals(summaries: Sequence[Summary], title: str) -> Figure:
     axes.set_yticks(range(len(ordered)), names, fontsize=8, parse_math=False)
     axes.set_ylim(-0.6, len(ordered) - 0.3)
     axes.set_xlabel("image AUROC, %, mean of the seeds with its 95 % interval over scans", fontsize=8)
+    return figure
+
+
+def methods_by_k(summaries: Sequence[Summary], title: str) -> Figure:
+    """Plot the image AUROC of each method against the number of normal scans that it learned from.
+
+    Args:
+        summaries: One of each method and k.
+        title: Title.
+
+    Returns:
+        A figure outside of pyplot's registry; the default method is drawn thicker.
+    """
+    lines: dict[str, dict[int, float]] = {}
+    for own in summaries:
+        lines.setdefault(own.method, {})[own.k] = 100 * own.metrics["image_auroc"][0]
+    ks = sorted({own.k for own in summaries})
+    last = {method: values[max(values)] for method, values in lines.items()}
+    figure, axes = _figure(title, (6.4, 3.8))
+    for method in sorted(lines, key=lambda name: -last[name]):
+        values = dict(sorted(lines[method].items()))
+        width = 2.8 if method == DEFAULT_DETECTOR else 1.4
+        axes.plot([*values], [*values.values()], "o-", markersize=4, linewidth=width, label=method)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xlabel("normal scans learned from", fontsize=8)
+    axes.set_ylabel("image AUROC, %, mean of the seeds", fontsize=8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 

@@ -140,6 +140,15 @@ def side_by_side(runs: Iterable[Run]) -> list[list[Summary]]:
     return [own for own in groups.values() if len(own) > 1]
 
 
+def by_k(runs: Iterable[Run]) -> list[list[Summary]]:
+    """Put together what was learned from normal scans only and measured on the same dataset and tower, where that is
+    more than one k."""
+    groups: dict[tuple, list[Summary]] = {}
+    for own in summarise(run for run in runs if run.row.abnormal_k == 0):
+        groups.setdefault(_setting(own), []).append(own)
+    return [own for own in groups.values() if len({one.k for one in own}) > 1]
+
+
 def percent(value: Spread | None) -> str:
     """Word a mean and spread: "92.4 ± 0.8", or a dash where there is none."""
     if value is None:

@@ -20,7 +20,7 @@ def embedded_tower(monkeypatch):
 
 
 def test_every_method_is_measured_or_refused_on_the_embedded_tower():
-    found = methods.passes("vit", seeds=3, k=16)
+    found = methods.passes("vit", seeds=3, ks=[16])
     on_mini = [name for one in found if one.tower == MINI for name in one.methods]
     assert set(on_mini) == set(DETECTORS)
     for one in found:
@@ -32,13 +32,20 @@ def test_every_method_is_measured_or_refused_on_the_embedded_tower():
 
 
 def test_the_transformer_serves_what_the_embedded_tower_cannot_beside_ours():
-    on_vit = {name for one in methods.passes("vit", seeds=3, k=16) if one.tower == "vit" for name in one.methods}
+    on_vit = {name for one in methods.passes("vit", seeds=3, ks=[16]) if one.tower == "vit" for name in one.methods}
     assert {"conrad", "anomalib_anomalydino", "fusionmedclip", "patch_memory"} <= on_vit
     assert not {"two_layer", "cosine", "madclip"} & on_vit
-    assert all(one.tower == MINI for one in methods.passes(None, seeds=3, k=16))
+    assert all(one.tower == MINI for one in methods.passes(None, seeds=3, ks=[16]))
 
 
 def test_chosen_methods_only():
-    found = methods.passes("vit", seeds=2, k=4, only=["cosine", "conrad"])
+    found = methods.passes("vit", seeds=2, ks=[4], only=["cosine", "conrad"])
     assert {name for one in found for name in one.methods} == {"cosine", "conrad"}
     assert found[0].methods == ["cosine"]  # quick things first
+
+
+def test_each_k_has_its_own_passes_and_abnormal_scans():
+    found = methods.passes(None, seeds=2, ks=[4, 8], only=["two_layer", "madclip"])
+    two_layer = [(one.k, one.abnormal_k) for one in found if "two_layer" in one.methods]
+    assert two_layer == [(4, 0), (4, 4), (8, 0), (8, 8)]
+    assert {name for one in found[-2:] for name in one.methods} == {"madclip"}  # slow ones of every k come last

@@ -10,8 +10,9 @@ import fmclip.evaluation.runner
 from fmclip.detectors import PatchMemory
 from fmclip.evaluation import DatasetError, Journal, Plan, Results, Skipped, load_datasets, run_plan, summarise
 from fmclip.evaluation.intervals import TestScores
+from fmclip.evaluation.plots import methods_by_k, save_by_k
 from fmclip.evaluation.rows import Run
-from fmclip.evaluation.tables import markdown
+from fmclip.evaluation.tables import by_k, markdown
 
 
 @pytest.fixture
@@ -192,3 +193,18 @@ def test_what_was_skipped_is_named_once_with_its_reason(run):
     skipped = [Skipped("blobs", "conrad", "tiny", k, seed, "needs a transformer") for k in (4, 8) for seed in (0, 1)]
     assert markdown([run], skipped).count("conrad") == 1
     assert "- blobs, conrad, k = 4, 8: needs a transformer" in markdown([run], skipped)
+
+
+def test_methods_against_k_are_one_line_each_and_leave_out_abnormal_scans(run, tmp_path):
+    def made(method: str, k: int, auroc: float, abnormal_k: int = 0) -> Run:
+        return replace(run, row=replace(run.row, method=method, k=k, image_auroc=auroc, abnormal_k=abnormal_k))
+
+    runs = [made("cosine", 8, 0.7), made("cosine", 4, 0.6), made("patch_memory", 4, 0.9), made("two_layer", 4, 0.8, 4)]
+    (compared,) = by_k(runs)
+    assert {(own.method, own.k) for own in compared} == {("cosine", 8), ("cosine", 4), ("patch_memory", 4)}
+    assert by_k(runs[1:]) == []  # one k only
+    lines = {line.get_label(): line.get_xydata().tolist() for line in methods_by_k(compared, "").axes[0].lines}
+    assert lines["cosine"] == [[4, 60], [8, 70]]
+    assert lines["patch_memory"] == [[4, 90]]
+    save_by_k(tmp_path, compared)
+    assert [file.name for file in tmp_path.glob("*by-k*")] == [f"{run.row.dataset}_{run.row.tower}_by-k_methods.png"]
