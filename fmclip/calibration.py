@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
 from fmclip.errors import ReferenceSetError
-from fmclip.prediction_interval import exceedance, prediction_bound
+from fmclip.prediction_interval import SpreadPrior, exceedance, prediction_bound
 from fmclip.scans import Scan
 
 MIN_REFERENCES = 2
@@ -43,23 +43,27 @@ class Calibration:
         reference_scores: Leave-one-out score of each reference scan, in [0, 1].
         threshold: Scores above it deviate.
         rule: How the threshold was made.
+        prior: What was known about the spread of such scores; None for nothing.
     """
 
     reference_scores: tuple[float, ...]
     threshold: float
     rule: str = RULE
+    prior: SpreadPrior | None = None
 
     @classmethod
-    def from_scores(cls, scores: Iterable[float]) -> Calibration:
+    def from_scores(cls, scores: Iterable[float], prior: SpreadPrior | None = None) -> Calibration:
         """Set the threshold where a new normal scan stays below in nine of ten cases.
 
         The bound is the one-sided prediction interval for one more value of the same kind,
         mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it
-        should. Scores that `find_outliers` names are left out, so that one wrong reference scan cannot lift the
+        should. A prior keeps a handful of scans that happen to lie apart, or together, from moving it far. Scores that
+        `find_outliers` names are left out, so that one wrong reference scan cannot lift the
         threshold over everything.
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.
+            prior: What is known about the spread of such scores (`Detector.spread_prior`).
 
         Returns:
             The calibration.
@@ -70,9 +74,7 @@ class Calibration:
         values = tuple(float(score) for score in scores)
         if len(values) < MIN_REFERENCES or not all(map(math.isfinite, values)):
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
-        outliers = find_outliers(values)
-        kept = [value for place, value in enumerate(values) if place not in outliers]
-        return cls(values, prediction_bound(kept, FALSE_ALARM_RATE))
+        return cls(values, prediction_bound(_without_outliers(values), FALSE_ALARM_RATE, prior), prior=prior)
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""
@@ -89,9 +91,7 @@ class Calibration:
 
     def p_values(self, scores: Sequence[float]) -> np.ndarray:
         """Share of new normal scans expected to score as high: n scores -> [n]; at the threshold `FALSE_ALARM_RATE`."""
-        outliers = find_outliers(self.reference_scores)
-        kept = [value for place, value in enumerate(self.reference_scores) if place not in outliers]
-        return exceedance(kept, scores)
+        return exceedance(_without_outliers(self.reference_scores), scores, self.prior)
 
     def is_abnormal(self, score: float) -> bool:
         """Whether a score lies above the threshold."""
@@ -103,7 +103,12 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return {"reference_scores": list(self.reference_scores), "threshold": self.threshold, "rule": self.rule}
+        return {
+            "reference_scores": list(self.reference_scores),
+            "threshold": self.threshold,
+            "rule": self.rule,
+            "prior": None if self.prior is None else asdict(self.prior),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -115,13 +120,17 @@ class Calibration:
         try:
             scores = tuple(float(score) for score in values["reference_scores"])
             threshold, rule = float(values["threshold"]), str(values["rule"])
+            known = values.get("prior")  # files of earlier versions have none
+            prior = None if known is None else SpreadPrior(float(known["scans"]), float(known["spread"]))
         except (KeyError, TypeError) as error:
             raise ValueError("the calibration is not complete") from error
         if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES:
             raise ValueError(f"the calibration has {len(scores)} reference scores")
         if not all(0 <= value <= 1 for value in (*scores, threshold)):  # also False for NaN
             raise ValueError("the calibration holds scores outside 0 to 1")
-        return cls(scores, threshold, rule)
+        if prior is not None and not (0 < prior.scans < math.inf and 0 < prior.spread < math.inf):
+            raise ValueError("the calibration holds a prior that is none")
+        return cls(scores, threshold, rule, prior)
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,11 @@ def find_outliers(scores: Sequence[float]) -> set[int]:
         if scores[order[count - 1]] > prediction_bound(rest, OUTLIER_RATE / len(scores)):
             outliers = set(order[:count])
     return outliers
+
+
+def _without_outliers(scores: Sequence[float]) -> list[float]:
+    outliers = find_outliers(scores)
+    return [score for place, score in enumerate(scores) if place not in outliers]
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

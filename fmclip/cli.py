@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, Calibration, check_references, require_references
+from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, check_references, require_references
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
 from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, Notice, OnEvent, StageStarted, Step
 from fmclip.devices import resolve_device
@@ -95,11 +95,9 @@ def adapt(
                 lambda: _tower(tower, "cpu"),
                 told,
             )
-        scores = detector.reference_scores_
-        assert scores is not None, "a fitted detector has scores"
-        calibration = Calibration.from_scores(scores)
+        calibration = detector.calibration()
         save_adapter(out, detector, calibration, window=name_window(shown))
-        _warn(*(warning.message for warning in check_references(normals, scores)))
+        _warn(*(warning.message for warning in check_references(normals, calibration.reference_scores)))
         typer.echo(f"Adapter saved: {len(normals)} reference scans, threshold {calibration.threshold:.3f}.")
 
 

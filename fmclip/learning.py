@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from fmclip.calibration import Calibration
     from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready, Training
     from fmclip.explain import Explanation
     from fmclip.regions import NormalRegion
@@ -64,6 +65,13 @@ class Adapter:
             raise NotFittedError("Adapt to normal reference scans, or load an adapter, first.")
         state = {name: tensor.detach().cpu().clone() for name, tensor in detector.state().items()}
         return cls(detector.name, detector.config, state, tuple(detector.reference_scores_), window)
+
+    def calibration(self) -> Calibration:
+        """What the reference scores say about the score of another scan."""
+        from fmclip.calibration import Calibration
+        from fmclip.detectors import DETECTORS
+
+        return Calibration.from_scores(self.reference_scores, DETECTORS[self.method].spread_prior)
 
     def __getstate__(self) -> dict[str, Any]:
         """Numbers instead of tensors: those would travel as handles of memory that ends with the process it is in."""

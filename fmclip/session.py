@@ -352,7 +352,6 @@ class Session:
 
     def _follow(self, events: Iterator[LearnEvent], job: Job, tracker: Tracker) -> Iterator[SessionEvent]:
         """Install each good state, and tell the rest in the session's words."""
-        from fmclip.calibration import Calibration
         from fmclip.detectors import Notice, StageStarted, Step, SyntheticExamples, Training
         from fmclip.self_check import SelfCheck
 
@@ -361,7 +360,7 @@ class Session:
             if self._closed:
                 return
             if isinstance(event, Learned):
-                calibration = Calibration.from_scores(event.adapter.reference_scores)
+                calibration = event.adapter.calibration()
                 regions = tuple(job.regions) if "memory.owner" in event.adapter.state else ()
                 self._install(InUse(event.adapter, calibration, tuple(job.normals), regions))
                 tracker.learned = event.stage

@@ -16,6 +16,7 @@ from fmclip.calibration import (
     require_references,
 )
 from fmclip.errors import ReferenceSetError
+from fmclip.prediction_interval import SpreadPrior
 from fmclip.scans import Scan
 
 
@@ -40,6 +41,25 @@ def test_threshold_keeps_its_false_alarm_rate_for_any_number_of_references(k):
         scores = 1 / (1 + np.exp(-generator.normal(-0.5, 0.2, k + 1)))  # log-odds around -0.5
         alarms.append(Calibration.from_scores(scores[:k]).is_abnormal(scores[k]))
     assert np.mean(alarms) == pytest.approx(0.10, abs=0.015)
+
+
+@pytest.mark.parametrize("k", [3, 4, 12])
+def test_threshold_keeps_its_false_alarm_rate_where_the_prior_is_right(k):
+    generator = np.random.default_rng(k)
+    alarms, bounds = [], {None: [], SpreadPrior(4, 0.2): []}
+    for _ in range(3000):
+        spread = 0.2 * np.sqrt(4 / generator.chisquare(4))  # a draw of the prior
+        scores = 1 / (1 + np.exp(-generator.normal(-0.5, spread, k + 1)))
+        for prior, found in bounds.items():
+            found.append(Calibration.from_scores(scores[:k], prior).threshold)
+        alarms.append(scores[k] > found[-1])
+    assert np.mean(alarms) == pytest.approx(0.10, abs=0.02)
+    assert np.std(bounds[SpreadPrior(4, 0.2)]) < np.std(bounds[None])  # a handful of scans moves it less
+
+
+def test_p_value_at_the_threshold_is_the_false_alarm_rate_with_a_prior_too():
+    calibration = Calibration.from_scores([0.3, 0.35, 0.42, 0.4], SpreadPrior(4, 0.15))
+    assert calibration.p_values([calibration.threshold]) == pytest.approx([FALSE_ALARM_RATE])
 
 
 def test_one_wrong_reference_does_not_lift_the_threshold_over_everything():
@@ -85,17 +105,34 @@ def test_verdict_follows_the_threshold():
     assert calibration.verdict(0.5) == "within the references"
 
 
-def test_calibration_survives_json():
-    calibration = Calibration.from_scores([0.1, 0.25, 0.3])
+@pytest.mark.parametrize("prior", [None, SpreadPrior(4, 0.15)])
+def test_calibration_survives_json(prior):
+    calibration = Calibration.from_scores([0.1, 0.25, 0.3], prior)
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 
 
 @pytest.mark.parametrize(
-    "changes", [{"threshold": None}, {"threshold": float("inf")}, {"reference_scores": [0.1]}, {"reference_scores": 3}]
+    "changes",
+    [
+        {"threshold": None},
+        {"threshold": float("inf")},
+        {"reference_scores": [0.1]},
+        {"reference_scores": 3},
+        {"prior": 3},
+        {"prior": {"scans": 4}},
+        {"prior": {"scans": -4, "spread": 0.2}},
+        {"prior": {"scans": 4, "spread": float("nan")}},
+    ],
 )
 def test_damaged_calibration_is_refused(changes):
     with pytest.raises(ValueError, match="calibration"):
         Calibration.from_dict({**Calibration((0.1, 0.2), 0.5).to_dict(), **changes})
+
+
+def test_a_calibration_of_an_earlier_version_is_still_read():
+    values = Calibration((0.1, 0.2), 0.5).to_dict()
+    del values["prior"]
+    assert Calibration.from_dict(values) == Calibration((0.1, 0.2), 0.5)
 
 
 def test_outliers_are_found_and_do_not_hide_each_other():

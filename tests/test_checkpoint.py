@@ -73,7 +73,7 @@ def scans() -> list[Scan]:
 def fitted(tiny_tower, scans) -> tuple[Detector, Calibration]:
     detector = MeanImage(tiny_tower, MeanImageConfig(scan_type="knee X-ray", power=0.5, levels=(3,))).fit(scans)
     assert detector.reference_scores_ is not None
-    return detector, Calibration.from_scores(detector.reference_scores_)
+    return detector, detector.calibration()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_real_methods_answer_the_same_after_loading(method, tiny_tower, scans, t
     short = {"stage2_epochs": 1, "stage3_epochs": 1} if method == "fusionmedclip" else {}
     config = detector_class.config_class.preset("fast", scan_type="brain MRI", **short)
     detector = detector_class(tiny_tower, config).fit(scans)
-    save_adapter(tmp_path / "a.safetensors", detector, Calibration.from_scores(detector.reference_scores_))
+    save_adapter(tmp_path / "a.safetensors", detector, detector.calibration())
     loaded, _ = load_adapter(tmp_path / "a.safetensors", tower=tiny_tower)
     for before, after in zip(detector.predict(scans), loaded.predict(scans), strict=True):
         assert before.score == after.score
@@ -258,7 +258,7 @@ def fusion_adapter(tiny_tower, scans, tmp_path) -> Path:
     detector = FusionMedCLIP(tiny_tower, config).fit(scans)
     assert detector.reference_scores_ is not None
     path = tmp_path / "fusion.safetensors"
-    save_adapter(path, detector, Calibration.from_scores(detector.reference_scores_), window="lung")
+    save_adapter(path, detector, detector.calibration(), window="lung")
     return path
 
 
@@ -310,7 +310,7 @@ def test_settings_out_of_range_are_refused_by_name_before_a_tensor_is_loaded(fus
 def test_levels_that_a_tower_cannot_have_are_refused(tiny_tower, scans, tmp_path, levels):
     detector = fmclip.detectors.DETECTORS["patch_memory"](tiny_tower).fit(scans)
     path = tmp_path / "memory.safetensors"
-    save_adapter(path, detector, Calibration.from_scores(detector.reference_scores_))
+    save_adapter(path, detector, detector.calibration())
     _rewrite(path, config=_edited(path, "config", levels=levels))
     with pytest.raises(CheckpointError, match="levels that its tower does not have"):
         load_adapter(path, tower=tiny_tower)

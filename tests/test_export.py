@@ -36,7 +36,7 @@ def _scan(seed: int, height: int = 64, width: int = 64, label: str = "scan") -> 
 
 
 def _calibration(detector: Detector) -> Calibration:
-    return Calibration.from_scores(detector.reference_scores_)
+    return detector.calibration()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmclip.calibration import Calibration
 from fmclip.checkpoint import describe_adapter, load_adapter, read_window, save_adapter
 from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig
 from fmclip.errors import CheckpointError
@@ -29,7 +28,7 @@ def sound(tiny_tower, tmp_path_factory) -> bytes:
     config = FusionMedCLIPConfig(stage2_epochs=1, stage3_epochs=0, pool_size=8, batch_size=4)
     detector = FusionMedCLIP(tiny_tower, config).fit([normal_scan(seed) for seed in range(3)])
     path = tmp_path_factory.mktemp("adapter") / "sound"
-    save_adapter(path, detector, Calibration.from_scores(detector.reference_scores_), window="lung", name="mine")
+    save_adapter(path, detector, detector.calibration(), window="lung", name="mine")
     return path.read_bytes()
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fmclip.calibration import Calibration
 from fmclip.checkpoint import load_adapter, save_adapter
 from fmclip.detectors import DETECTORS
 from fmclip.errors import FmclipError
@@ -143,6 +142,6 @@ def test_an_adapter_file_whose_patches_skip_a_region_is_refused(tiny_tower, tmp_
     detector = DETECTORS["patch_memory"](tiny_tower).fit(NORMALS)
     mark_normal(detector, [region(ODD, LEFT)])
     detector.memory_.owner[-1] += 5
-    save_adapter(tmp_path / "a.safetensors", detector, Calibration.from_scores(detector.reference_scores_))
+    save_adapter(tmp_path / "a.safetensors", detector, detector.calibration())
     with pytest.raises(FmclipError, match="damaged"):
         load_adapter(tmp_path / "a.safetensors", tower=tiny_tower)

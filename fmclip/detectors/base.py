@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmclip.calibration import distinct, require_references
+from fmclip.calibration import Calibration, distinct, require_references
 from fmclip.detectors.events import OnEvent, ignore
 from fmclip.errors import ExportError, NotFittedError, TowerError
+from fmclip.prediction_interval import SpreadPrior
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
@@ -94,6 +95,7 @@ class Detector(ABC):
             halves must have been trained together.
         needs_transformer: Whether the method puts tokens into the blocks of the image tower.
         compares_patches: Whether the method looks at the tower's levels for comparing patches (`Tower.for_patches`).
+        spread_prior: What is known about the spread of its reference scores before any is seen; None for nothing.
         reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
     """
 
@@ -105,6 +107,7 @@ class Detector(ABC):
     needs_alignment: ClassVar[bool] = False
     needs_transformer: ClassVar[bool] = False
     compares_patches: ClassVar[bool] = False
+    spread_prior: ClassVar[SpreadPrior | None] = None
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
         reason = self.refusal(tower)
@@ -210,6 +213,15 @@ class Detector(ABC):
     def is_fitted(self) -> bool:
         """Whether `predict` can be called."""
         return self.reference_scores_ is not None
+
+    def calibration(self) -> Calibration:
+        """What its reference scores say about the score of another scan.
+
+        Raises:
+            NotFittedError: Neither `fit` nor `load_state` was called.
+        """
+        self._require_fit()
+        return Calibration.from_scores(self.reference_scores_ or (), self.spread_prior)
 
     @staticmethod
     def _begin(normals: Sequence[Scan], on_event: OnEvent | None) -> tuple[list[Scan], OnEvent]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import Prediction
 from fmclip.maps import resize_map
+from fmclip.prediction_interval import SpreadPrior
 from fmclip.scans import Letterbox
 
 TAIL = 0.03
@@ -21,6 +22,10 @@ MAP_SMOOTHING = 0.8
 """The same over what is shown."""
 
 SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
+
+MEMORY_SPREAD = SpreadPrior(scans=4, spread=0.15)
+"""How far reference scores that rest on a patch memory lie apart: 5 % of the evidence, `SHARPNESS` times that in
+log-odds. Chosen on the tuning half of two scan types, whose references spread alike (benchmarks/NOTES.md)."""
 
 
 def to_unit(evidence: Tensor) -> Tensor:

@@ -23,7 +23,15 @@ from torch import Tensor
 from fmclip.acceleration import Acceleration
 from fmclip.detectors.base import Detector, Prediction, batched_features, to_pixels
 from fmclip.detectors.events import Notice, OnEvent, Ready, StageStarted, SyntheticExample, SyntheticExamples, Training
-from fmclip.detectors.evidence import SHARPNESS, Evidence, image_scores, predictions, square_answer, to_unit
+from fmclip.detectors.evidence import (
+    MEMORY_SPREAD,
+    SHARPNESS,
+    Evidence,
+    image_scores,
+    predictions,
+    square_answer,
+    to_unit,
+)
 from fmclip.detectors.fallback import GAVE_UP, NOT_RESUMED, train_within_memory
 from fmclip.detectors.fusionmedclip_config import PRESETS as PRESETS
 from fmclip.detectors.fusionmedclip_config import FusionMedCLIPConfig as FusionMedCLIPConfig
@@ -67,6 +75,7 @@ class FusionMedCLIP(Detector):
     config_class = FusionMedCLIPConfig
     title = "FusionMedCLIP (default)"
     compares_patches = True
+    spread_prior = MEMORY_SPREAD
     summary = "A memory of your scans' patches, refined by prompts and adapters that learn from synthetic anomalies."
 
     memory_: ReferenceMemory

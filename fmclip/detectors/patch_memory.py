@@ -15,6 +15,7 @@ from fmclip.detectors.base import Detector, DetectorConfig, Prediction, batched_
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.evidence import (
     MAP_SMOOTHING,
+    MEMORY_SPREAD,
     SMOOTHING,
     Evidence,
     image_scores,
@@ -77,6 +78,7 @@ class PatchMemory(Detector):
     config_class = PatchMemoryConfig
     title = "Patch memory"
     compares_patches = True
+    spread_prior = MEMORY_SPREAD
     summary = "Each patch against the nearest reference patch. Nothing is trained: answers within seconds."
 
     memory_: ReferenceMemory

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fmclip.calibration import Calibration
 from fmclip.detectors import DETECTORS
 from fmclip.detectors.base import Detector, Prediction
 from fmclip.detectors.events import Event, StageStarted, Step
@@ -172,7 +171,7 @@ class _Measurement:
         started = time.perf_counter()
         self._fit(normals, abnormals, split.abnormals)
         fit_seconds = time.perf_counter() - started
-        threshold = Calibration.from_scores(self.detector.reference_scores_ or ()).threshold
+        threshold = self.detector.calibration().threshold
         tested = self._predict(split.test, {scan.digest for scan in (*normals, *abnormals)}, threshold)
         scores = self._scores(tested, threshold)
         n_abnormal = sum(scores.is_abnormal)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from archive_scans import BROKEN, COUNT, MISSING, SECRET, draw, rows, write_manifest
 
-from fmclip.calibration import Calibration
 from fmclip.checkpoint import save_adapter
 from fmclip.detectors import DETECTORS
 from fmclip.scans import read_scans
@@ -19,7 +18,7 @@ def adapter(tmp_path_factory) -> Path:
     normals, _ = read_scans([draw(folder / f"{seed}.png", seed) for seed in range(4)])
     detector = DETECTORS["patch_memory"](get_tower("tiny")).fit(normals)
     assert detector.reference_scores_ is not None
-    save_adapter(folder / "adapter.safetensors", detector, Calibration.from_scores(detector.reference_scores_))
+    save_adapter(folder / "adapter.safetensors", detector, detector.calibration())
     return folder / "adapter.safetensors"
 
 

@@ -5,7 +5,6 @@ import pytest
 from detector_scans import SIDE, lesion_scan, normal_scan
 from sklearn.metrics import roc_auc_score
 
-from fmclip.calibration import Calibration
 from fmclip.checkpoint import load_adapter, save_adapter
 from fmclip.detectors import DETECTORS, Ready, StageStarted, Step
 from fmclip.errors import CheckpointError, NotFittedError, ReferenceSetError, Stopped
@@ -120,7 +119,7 @@ def test_masks_that_do_not_fit_the_scans_are_refused(name):
 @pytest.mark.parametrize("name", sorted(QUICK))
 def test_an_adapter_file_brings_back_the_same_map_and_threshold(fitted, name, tmp_path):
     detector = fitted[name]
-    calibration = Calibration.from_scores(detector.reference_scores_)
+    calibration = detector.calibration()
     save_adapter(tmp_path / "a.safetensors", detector, calibration)
     copy, again = load_adapter(tmp_path / "a.safetensors", tower=detector.tower)
     assert copy.config == detector.config

@@ -9,9 +9,10 @@ from fmclip.calibration import Calibration
 from fmclip.checkpoint import load_adapter, save_adapter
 from fmclip.detectors import PatchMemory
 from fmclip.detectors.base import to_pixels
-from fmclip.detectors.evidence import peaks, to_unit
+from fmclip.detectors.evidence import MEMORY_SPREAD, peaks, to_unit
 from fmclip.detectors.patch_memory import PatchMemoryConfig, memory_scored
 from fmclip.errors import TowerError
+from fmclip.learning import Adapter
 from fmclip.towers import get_tower
 
 REFERENCES = [normal_scan(seed) for seed in range(5)]
@@ -41,7 +42,7 @@ def test_every_variant_finds_the_lesion_and_answers_the_same_from_a_file(tower, 
     assert np.hypot(row - 24, column - 38) < 16
     assert not np.array_equal(lesion.map, plain.predict(scans)[1].map)  # the setting does something
 
-    save_adapter(tmp_path / "a.safetensors", detector, Calibration.from_scores(detector.reference_scores_))
+    save_adapter(tmp_path / "a.safetensors", detector, detector.calibration())
     back, _ = load_adapter(tmp_path / "a.safetensors", tower=tower)
     assert back.config == detector.config
     np.testing.assert_array_equal(back.predict(scans)[1].map, lesion.map)
@@ -84,3 +85,11 @@ def test_scores_of_four_references_stand_for_scans_that_are_compared_with_four(t
     plain = float(to_unit(peaks(memory_scored(memory, honest, content, detector.config.smoothing))).mean())
     references = np.array(detector.reference_scores_)
     assert abs(references.mean() - new.mean()) < abs(plain - new.mean())
+
+
+def test_the_threshold_of_a_few_references_knows_how_far_such_scores_lie_apart(tower):
+    detector = PatchMemory(tower).fit(REFERENCES)
+    calibration = detector.calibration()
+    assert calibration == Calibration.from_scores(detector.reference_scores_, MEMORY_SPREAD)
+    assert calibration.threshold != Calibration.from_scores(detector.reference_scores_).threshold
+    assert Adapter.of(detector).calibration() == calibration  # the page takes it from there
