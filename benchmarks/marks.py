@@ -12,12 +12,12 @@ yours to delete: pictures of a data set are not ours to pass on.
 from __future__ import annotations
 
 import argparse
-import csv
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from benchmarks.copies import copy_datasets
 
 THIN = 11
 """Marks are thinner than so many pixels of a picture of 500; tissue that is as bright is thicker."""
@@ -50,34 +50,13 @@ def without_marks(image: np.ndarray) -> np.ndarray:
 
 def copy_without_marks(root: Path, out: Path, datasets: list[str] | None) -> tuple[int, float]:
     """Write the copy; how many pictures, and the mean share of their pixels that was painted over."""
-    shares = []
-    if not (root / "manifest.csv").is_file():
-        raise SystemExit("Error: there is no manifest.csv in the folder of the data sets.")
-    with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if not datasets or row["dataset"] in datasets]
-        names = list(reader.fieldnames or ())
-    if not rows:
-        raise SystemExit("Error: the manifest has no picture of these data sets.")
-    for row in rows:
-        image = cv2.imread(str(root / row["path"]), cv2.IMREAD_COLOR)
-        if image is None:
-            raise SystemExit("Error: a picture of the manifest cannot be read.")
+    shares: list[float] = []
+
+    def change(image: np.ndarray) -> np.ndarray:
         shares.append(float(marks(image).mean()))
-        target = (out / row["path"]).with_suffix(".png")
-        row["path"] = target.relative_to(out).as_posix()
-        if target.exists():
-            raise SystemExit(f"Error: a picture is there already; give an empty folder in place of {out.name}.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), without_marks(image))
-        if row.get("mask"):
-            (out / row["mask"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / row["mask"], out / row["mask"])
-    with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    return len(shares), float(np.mean(shares))
+        return without_marks(image)
+
+    return copy_datasets(root, out, datasets, change), float(np.mean(shares))
 
 
 def main() -> None:
