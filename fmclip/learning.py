@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
-from fmclip.pace import PACES, Plan
+from fmclip.job import Job
+from fmclip.pace import PACES
 from fmclip.scans import Scan
 from fmclip.shortage import fit_where_it_fits, predict_where_it_fits, readable_errors
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmclip.calibration import Calibration
-    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready, Training
+    from fmclip.detectors import Detector, DetectorConfig, Event, Prediction, Ready
     from fmclip.explain import Explanation
     from fmclip.regions import NormalRegion
     from fmclip.self_check import SelfCheck
@@ -102,65 +103,6 @@ class Adapter:
             and self.state.keys() == other.state.keys()
             and all(torch.equal(tensor, other.state[name]) for name, tensor in self.state.items())
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What to learn from, and where.
-
-    Attributes:
-        tower: Name of the tower.
-        device: "cpu", "cuda", ...
-        method: Name of the detector.
-        preset: "fast", "full" or "paper".
-        scan_type: What the scans show.
-        seed: Start of all random draws.
-        normals: k normal scans.
-        queries: Scans to be mapped at every good state; may grow while the fit goes on.
-        window: Name of the window that the normals were read with, for the adapter to remember.
-        regions: Parts of other scans that are normal too, for methods with a patch memory.
-        abnormals: Abnormal scans, for methods that can use them.
-        abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
-        start: Where a former training of the same job stood, to go on from there; None begins anew.
-        times: How many times as long as the preset the last stage is.
-        is_on_loan: Whether the device is lent for a time: short of memory, the fit then ends with a `DeviceShortage`
-            instead of spending that time on the processor.
-    """
-
-    tower: str
-    device: str
-    method: str
-    preset: str
-    scan_type: str
-    seed: int
-    normals: Sequence[Scan]
-    queries: Sequence[Scan] = ()
-    window: str | None = None
-    regions: Sequence[NormalRegion] = ()
-    abnormals: Sequence[Scan] = ()
-    abnormal_masks: Sequence[np.ndarray | None] = ()
-    start: Training | None = None
-    times: int = 1
-    is_on_loan: bool = False
-
-    def config(self) -> DetectorConfig:
-        """The detector's config."""
-        from fmclip.detectors import DETECTORS
-
-        config_class: Any = DETECTORS[self.method].config_class
-        config = config_class.preset(self.preset, scan_type=self.scan_type, seed=self.seed)
-        return config.longer(self.times) if self.times > 1 else config
-
-    def plan(self) -> Plan:
-        """Stages to come; of a training that goes on, the rest, after the pool was made again."""
-        plan = self.config().plan(len(self.normals))
-        if self.start is None:
-            return plan
-        stages = [stage for stage, _ in plan]
-        here = stages.index(self.start.stage)
-        first = next(place for place, stage in enumerate(stages) if stage.startswith("stage"))
-        rest = [(stage, steps - (self.start.step if stage == self.start.stage else 0)) for stage, steps in plan]
-        return [*rest[:first], *rest[here:]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,9 +22,9 @@ from fmclip.findings import Finding as Finding
 from fmclip.findings import Preview as Preview
 from fmclip.findings import SessionEvent as SessionEvent
 from fmclip.in_use import InUse
+from fmclip.job import Job
 from fmclip.learning import (
     Adapter,
-    Job,
     Learned,
     LearnEvent,
     Mapped,

@@ -26,7 +26,7 @@ ORDER = [
     {"calibration"},
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
-    {"findings", "learning", "hub", "shortage"},
+    {"findings", "job", "learning", "hub", "shortage"},
     {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive", "export"},

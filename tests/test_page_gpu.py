@@ -19,7 +19,7 @@ from fmclip.detectors import DETECTORS, PatchMemory, StageStarted, Step, Trainin
 from fmclip.detectors import fusionmedclip as fusion
 from fmclip.detectors.training import STAGE2, STAGE3
 from fmclip.errors import FmclipError
-from fmclip.learning import Job
+from fmclip.job import Job
 from fmclip.page import gpu
 from fmclip.page.notes import outcome
 from fmclip.regions import NormalRegion

@@ -10,7 +10,8 @@ from fmclip import self_check
 from fmclip.detectors import FusionMedCLIP, FusionMedCLIPConfig, PatchMemory, Step, Training, fusionmedclip
 from fmclip.detectors.training import STAGE2, STAGE3
 from fmclip.errors import FmclipError, Stopped
-from fmclip.learning import Job, estimate_seconds
+from fmclip.job import Job
+from fmclip.learning import estimate_seconds
 from fmclip.pace import PACES, Paces
 from fmclip.page import uploads
 from fmclip.page.handlers import Handlers

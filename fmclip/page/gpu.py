@@ -27,7 +27,8 @@ import gradio as gr
 
 from fmclip.background import Ended, Put, StopSignal, stream
 from fmclip.errors import DeviceShortage, FmclipError
-from fmclip.learning import Adapter, Job, LearnEvent, answer, extend, learn, load_tower, start_afresh
+from fmclip.job import Job
+from fmclip.learning import Adapter, LearnEvent, answer, extend, learn, load_tower, start_afresh
 from fmclip.scans import Scan
 from fmclip.session import Session
 from fmclip.shortage import ON_CPU
