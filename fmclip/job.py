@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fmclip.pace import Plan
@@ -73,3 +73,33 @@ class Job:
         first = next(place for place, stage in enumerate(stages) if stage.startswith("stage"))
         rest = [(stage, steps - (self.start.step if stage == self.start.stage else 0)) for stage, steps in plan]
         return [*rest[:first], *rest[here:]]
+
+
+@dataclass(frozen=True, eq=False)
+class Unfinished:
+    """A training that can be gone on with: one that was stopped, or one that could be longer.
+
+    Attributes:
+        job: What it learns from.
+        training: Where it stands.
+        is_answering: Whether a state that was reached after `training` is in use.
+    """
+
+    job: Job
+    training: Training
+    is_answering: bool = False
+
+    @property
+    def normals(self) -> tuple[Scan, ...]:
+        """The reference scans."""
+        return tuple(self.job.normals)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether only a longer training could go on; a Stop after the last step may still have lost its result."""
+        return self.training.is_over and self.is_answering
+
+    def go_on(self, queries: Sequence[Scan], regions: Sequence[NormalRegion]) -> Job:
+        """The job that goes on: to its end, or, if that was reached, for as long again."""
+        times = self.job.times + 1 if self.is_over else self.job.times
+        return replace(self.job, queries=queries, regions=regions, start=self.training, times=times)

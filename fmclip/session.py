@@ -22,7 +22,7 @@ from fmclip.findings import Finding as Finding
 from fmclip.findings import Preview as Preview
 from fmclip.findings import SessionEvent as SessionEvent
 from fmclip.in_use import InUse
-from fmclip.job import Job
+from fmclip.job import Job, Unfinished
 from fmclip.learning import (
     Adapter,
     Learned,
@@ -44,7 +44,7 @@ from fmclip.scans import Scan
 
 if TYPE_CHECKING:
     from fmclip.calibration import Calibration, ReferenceWarning
-    from fmclip.detectors import Detector, Prediction, Training
+    from fmclip.detectors import Detector, Prediction
     from fmclip.explain import Explanation
     from fmclip.regions import NormalRegion
 
@@ -81,7 +81,7 @@ class Session:
         self._running, self._installing = threading.Lock(), threading.Lock()
         self._closed = False
         self._stop: StopSignal | None = None
-        self._unfinished: tuple[Job, Training] | None = None
+        self.unfinished: Unfinished | None = None  # what `go_on` would go on with
         self._state: InUse | None = None
         self.warnings: tuple[ReferenceWarning, ...] = ()
 
@@ -197,16 +197,9 @@ class Session:
         Raises:
             FmclipError: There is nothing to go on with, or the session is adapting already.
         """
-        if self._unfinished is None:
+        if self.unfinished is None:
             raise FmclipError("There is no training to go on with: press Adapt first.")
-        job, training = self._unfinished
-        times = job.times + 1 if training.is_over else job.times
-        yield from self._run(replace(job, queries=preview_queries, regions=self.regions, start=training, times=times))
-
-    @property
-    def unfinished(self) -> tuple[tuple[Scan, ...], Training] | None:
-        """References and state of the training that `go_on` would go on with; None if there is none."""
-        return (tuple(self._unfinished[0].normals), self._unfinished[1]) if self._unfinished else None
+        yield from self._run(self.unfinished.go_on(preview_queries, self.regions))
 
     def _run(self, job: Job) -> Generator[SessionEvent, None, None]:
         from fmclip.calibration import check_references
@@ -217,7 +210,7 @@ class Session:
             stop = self._stop = StopSignal()
             try:
                 tracker = Tracker(time.monotonic(), what=(job.tower, job.device, job.method), plan=job.plan())
-                self._unfinished = self._unfinished if job.start else None  # a Stop may come before the first step
+                self.unfinished = self.unfinished if job.start else None  # a Stop may come before the first step
                 yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
                 warnings = tuple(check_references(job.normals, scores))
@@ -337,7 +330,7 @@ class Session:
             adapter = Adapter.of(detector, read_window(Path(path)))
             from_file = memory.regions if memory is not None else 0
             self._install(InUse(adapter, calibration, regions_from_file=from_file))
-            self.warnings, self._unfinished = (), None
+            self.warnings, self.unfinished = (), None
         finally:
             self._running.release()
 
@@ -346,7 +339,7 @@ class Session:
         self.stop()
         with self._installing:
             self._closed = True
-            former, self._state, self._unfinished = self._state, None, None
+            former, self._state, self.unfinished = self._state, None, None
         if former is not None:
             forget(former.adapter)
 
@@ -364,8 +357,9 @@ class Session:
                 regions = tuple(job.regions) if "memory.owner" in event.adapter.state else ()
                 self._install(InUse(event.adapter, calibration, tuple(job.normals), regions))
                 tracker.learned = event.stage
+                self.unfinished = self.unfinished and replace(self.unfinished, is_answering=True)
             elif isinstance(event, Training):
-                self._unfinished = job, event
+                self.unfinished = Unfinished(job, event)
             elif isinstance(event, Mapped) and calibration is not None:
                 found = dict(zip(event.digests, event.predictions, strict=True))
                 mapped = [scan for scan in job.queries if scan.digest in found]

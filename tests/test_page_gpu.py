@@ -185,7 +185,7 @@ def test_stop_reaches_a_training_with_static_steps_and_its_state_comes_back(sess
     assert isinstance(event, Adapted)
     assert event.stopped
     assert event.stage == "patch memory"
-    _, training = session.unfinished
+    training = session.unfinished.training
     assert training.stage == STAGE2
     assert 2 < training.step < training.steps
 

@@ -165,7 +165,7 @@ def test_a_session_goes_on_after_a_stop_and_for_longer_after_the_end(quick, monk
     for one in session.adapt(normals, preset="fast"):
         if isinstance(one, Progress) and one.stage == STAGE2 and one.step:
             session.stop()
-    assert not session.unfinished[1].is_over
+    assert not session.unfinished.is_over
     resumed = list(session.go_on())
     assert resumed[-1].stage == "stage 2"
     list(whole.adapt(normals, preset="fast"))
@@ -189,8 +189,8 @@ def test_a_stop_before_the_first_step_of_a_resumed_training_leaves_it_to_be_resu
     before = session.unfinished
     for _ in session.go_on():
         session.stop()
-    assert session.unfinished[0] == before[0]
-    assert session.unfinished[1].step == before[1].step
+    assert session.unfinished.normals == before.normals
+    assert session.unfinished.training.step == before.training.step
 
 
 def test_a_resumed_training_keeps_the_regions_that_are_normal_from_its_first_step(quick, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_resumed_training_keeps_the_regions_that_are_normal_from_its_first_ste
     mask[8:40, 8:40] = True
     session, whole, regions = Session("tiny", "cpu"), Session("tiny", "cpu"), [NormalRegion(odd, mask)]
     stopped_in_stage_2(session, normals, regions=regions)
-    assert not session.unfinished[1].is_over
+    assert not session.unfinished.is_over
     list(session.go_on())
     list(whole.adapt(normals, preset="fast", regions=regions))
     np.testing.assert_array_equal(session.query([odd])[0].map, whole.query([odd])[0].map)
@@ -213,6 +213,30 @@ def test_a_plan_that_goes_on_holds_what_is_left(quick):
 
     assert [steps for _, steps in job.plan()] == [16, 16, 6]
     assert [steps for _, steps in replace(job, start=start).plan()] == [16, 16, 2]
+
+
+def test_a_stop_between_the_last_step_and_its_answer_is_resumed_and_not_made_longer(quick, monkeypatch):
+    normals, query = [normal_scan(seed) for seed in range(4)], [normal_scan(9)]
+    session, whole = Session("tiny", "cpu"), Session("tiny", "cpu")
+    settle = fusionmedclip.FusionMedCLIP._settle
+
+    def stopped_before_it_answers(detector, tower, network, *rest):
+        if network is not None:
+            session.stop()
+            raise Stopped
+        return settle(detector, tower, network, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fusionmedclip.FusionMedCLIP, "_settle", stopped_before_it_answers)
+        stopped = list(session.adapt(normals, preset="fast"))
+    assert stopped[-1].stage == "patch memory"
+    assert session.unfinished.training.is_over
+    assert not session.unfinished.is_over
+    assert list(session.go_on())[-1].stage == "stage 2"
+    assert session.unfinished.is_over
+    assert session.detector.config.stage2_epochs == 6
+    list(whole.adapt(normals, preset="fast"))
+    assert session.query(query)[0].score == whole.query(query)[0].score
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def _not_repeatable(visitor: Visitor, detector: Detector) -> str:
         return record.UNDER_WAY
     if visitor.abnormals and detector.uses_abnormals != "never":
         return record.ABNORMALS
-    if visitor.session.unfinished is not None and not visitor.session.unfinished[1].is_over:
+    if visitor.session.unfinished is not None and not visitor.session.unfinished.is_over:
         return record.STOPPED
     return record.LONGER if record.preset_of(detector.config) == record.OWN_SETTINGS else ""
 

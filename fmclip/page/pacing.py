@@ -15,8 +15,8 @@ from fmclip.page.visitors import Visitor
 def show(visitor: Visitor) -> dict[str, Any]:
     """The estimate, and the button that goes on with the last training."""
     unfinished = visitor.session.unfinished
-    stands = unfinished is not None and unfinished[0] == tuple(visitor.references)
-    is_over = unfinished is not None and unfinished[1].is_over
+    stands = unfinished is not None and unfinished.normals == tuple(visitor.references)
+    is_over = unfinished is not None and unfinished.is_over
     return {
         "estimate": estimate(visitor),
         "go_on": gr.update(value="More steps" if is_over else "Resume", visible=html.seen(stands)),
@@ -26,7 +26,7 @@ def show(visitor: Visitor) -> dict[str, Any]:
 def can_resume(visitor: Visitor) -> bool:
     """Whether the last training was stopped before its end."""
     unfinished = visitor.session.unfinished
-    return unfinished is not None and not unfinished[1].is_over
+    return unfinished is not None and not unfinished.is_over
 
 
 def estimate(visitor: Visitor) -> str:
@@ -50,5 +50,5 @@ def require_same(visitor: Visitor) -> None:
     unfinished = visitor.session.unfinished
     if unfinished is None:
         raise FmclipError("There is no training to go on with: press Adapt first.")
-    if unfinished[0] != tuple(visitor.references):
+    if unfinished.normals != tuple(visitor.references):
         raise FmclipError("The reference scans have changed since: press Adapt to learn from them anew.")

@@ -87,14 +87,14 @@ def paint(page: Page, canvas) -> None:
 
 
 def test_a_stopped_training_is_resumed_and_a_synthetic_anomaly_made_again(visitor: Page, tmp_path):
-    upload_zip(visitor, tmp_path, 4)
+    upload_zip(visitor, tmp_path, 12)  # the more references, the longer there is something to be stopped
     visitor.click("#adapt")
     expect(visitor.locator("#status")).to_contain_text(re.compile("Stage 2.*, step"), timeout=LONG)
     visitor.click("#stop")
     expect(visitor.locator("#status")).to_contain_text("the state after patch memory is kept", timeout=LONG)
     expect(visitor.locator("#go-on")).to_have_text("Resume")
     visitor.click("#go-on")
-    expect(visitor.locator("#status")).to_contain_text("Adapted to 4 reference scans", timeout=LONG)
+    expect(visitor.locator("#status")).to_contain_text("Adapted to 12 reference scans", timeout=LONG)
     expect(visitor.locator("#go-on")).to_have_text("More steps")
     expect(visitor.locator("#self-check")).to_contain_text("never trained on")
     expect(visitor.locator("#self-check circle.fm-full")).not_to_have_count(0)
