@@ -3,7 +3,8 @@
     python -m benchmarks.ablation ROOT --tower mini
 
 ROOT is as for `python -m fmclip evaluate`. Rows 3 to 5 train as long as Table A1 has it, on kept features; row 6, whose
-end-to-end stage would take hours on a CPU, is the preset `full`. Rows 1 and 2 ask with hand-written words and need a
+end-to-end stage would take hours on a CPU, is the preset `full`: a tenth of the epochs, so that it says nothing about
+what it adds to row 5. Rows 1 and 2 ask with hand-written words and need a
 tower whose halves were trained together: give one with `--tower`, or they are listed with the reason.
 """
 
@@ -48,6 +49,8 @@ def main() -> None:
             print(f"{(result if isinstance(result, Skipped) else result.row).method}: {said}", flush=True)
     except FmclipError as error:
         raise SystemExit(f"Error: {error}") from None
+    if not results.runs:
+        raise SystemExit("Error: Nothing was measured.")
     command = (
         f"python -m benchmarks.ablation ROOT --tower {label(options.tower)} --k {options.k} --seeds {options.seeds}"
     )

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import csv
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from fmclip.evaluation import Dataset
+from fmclip.evaluation.datasets import DatasetError, read_masks
+from fmclip.scans import read_scan
+
 
 def copy_datasets(
-    root: Path,
-    out: Path,
-    datasets: Collection[str] | None,
-    change: Callable[[np.ndarray], np.ndarray],
-    suffix: str = "",
+    datasets: Sequence[Dataset], out: Path, change: Callable[[np.ndarray], np.ndarray], suffix: str = ""
 ) -> int:
-    """Copy pictures, masks, labels and groups. OUT is to be deleted: pictures of a data set are not ours to pass on.
+    """Write changed pictures, masks, labels and groups. OUT is to be deleted: the pictures are not ours to pass on.
+
+    Groups are those of the originals, also where they were found by the pixels, so that twins stay twins.
 
     Args:
-        root: Folder with a `manifest.csv`.
+        datasets: As `load_datasets` reads them, whatever their layout.
         out: An empty folder, or one to be made.
-        datasets: Which of them; all if there are none.
         change: [H, W, 3] uint8 -> the same shape.
         suffix: Put behind the names of the data sets.
 
@@ -31,31 +31,38 @@ def copy_datasets(
         How many pictures were written.
 
     Raises:
-        SystemExit: There is no manifest, nothing to copy, something that cannot be read, or a picture in the way.
+        DatasetError: The folder holds something.
+        ScanError: A picture or a mask cannot be read.
     """
-    if not (root / "manifest.csv").is_file():
-        raise SystemExit("Error: there is no manifest.csv in the folder of the data sets.")
-    with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if not datasets or row["dataset"] in datasets]
-        names = list(reader.fieldnames or ())
-    if not rows:
-        raise SystemExit("Error: the manifest has no picture of these data sets.")
-    for row in rows:
-        image = cv2.imread(str(root / row["path"]), cv2.IMREAD_COLOR)
-        if image is None:
-            raise SystemExit("Error: a picture of the manifest cannot be read.")
-        target = (out / row["path"]).with_suffix(".png")
-        row["path"], row["dataset"] = target.relative_to(out).as_posix(), row["dataset"] + suffix
-        if target.exists():
-            raise SystemExit(f"Error: a picture is there already; give an empty folder in place of {out.name}.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), change(image))
-        if row.get("mask"):
-            (out / row["mask"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / row["mask"], out / row["mask"])
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"Copies go to an empty folder, or to one that is not there yet; {out.name} is neither.")
+    rows = []
+    for place, dataset in enumerate(datasets):
+        folder = out / f"set-{place}"
+        folder.mkdir(parents=True)
+        for number, case in enumerate(dataset.cases):
+            pixels = read_scan(case.path, label=f"picture {number + 1} of {dataset.name}").pixels
+            _write(folder / f"{number}.png", change(_colours(pixels)))
+            row = {"dataset": dataset.name + suffix, "path": f"{folder.name}/{number}.png", "group": case.group}
+            row |= {"label": "abnormal" if case.is_abnormal else "normal", "part": case.part.value if case.part else ""}
+            if case.masks:
+                row["mask"] = f"{folder.name}/{number}-mask.png"
+                mask = read_masks(case.masks, (pixels.shape[0], pixels.shape[1]))
+                _write(out / row["mask"], mask.astype(np.uint8) * 255)
+            rows.append(row)
     with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, ["dataset", "path", "label", "mask", "group", "part"])
         writer.writeheader()
         writer.writerows(rows)
     return len(rows)
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Pixels [H, W] or [H, W, 3] in 0 to 1 as [H, W, 3] uint8."""
+    grey = np.round(255 * pixels).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2) if grey.ndim == 2 else grey
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image[:, :, ::-1] if image.ndim == 3 else image):
+        raise DatasetError("A copy could not be written: is there space on the disk?")

@@ -3,10 +3,10 @@
     python -m benchmarks.marks ROOT OUT --dataset busi
     python -m benchmarks.quality OUT --dataset busi --half report     # what is left when the marks are gone
 
-Calipers beside a lesion are a shortcut: a method may find the marks and not the lesion. ROOT has a `manifest.csv`
-(`python -m fmclip evaluate`); masks, labels and groups are copied. Marks are painted over in every picture alike,
-abnormal or not; what is as thin and as bright in tissue goes too, and faint dotted lines between calipers stay. OUT is
-yours to delete: pictures of a data set are not ours to pass on.
+Calipers beside a lesion are a shortcut: a method may find the marks and not the lesion. ROOT is as for `python -m
+fmclip evaluate`; masks, labels and groups are copied. Marks are painted over in every picture alike, abnormal or not;
+what is as thin and as bright in tissue goes too. Faint dotted lines between calipers and rests of letters stay: what is
+left is a lower bound of what marks do. OUT is yours to delete: pictures of a data set are not ours to pass on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import cv2
 import numpy as np
 
 from benchmarks.copies import copy_datasets
+from fmclip.errors import FmclipError
+from fmclip.evaluation import load_datasets
+from fmclip.evaluation.datasets import DatasetError
 
 THIN = 11
 """Marks are thinner than so many pixels of a picture of 500; tissue that is as bright is thicker."""
@@ -49,14 +52,20 @@ def without_marks(image: np.ndarray) -> np.ndarray:
 
 
 def copy_without_marks(root: Path, out: Path, datasets: list[str] | None) -> tuple[int, float]:
-    """Write the copy; how many pictures, and the mean share of their pixels that was painted over."""
+    """Write the copy; how many pictures, and the mean share of their pixels that was painted over.
+
+    Raises:
+        FmclipError: There is no such data set, a picture cannot be read, or `out` is not for copies.
+    """
+    if out.resolve().is_relative_to(root.resolve()):
+        raise DatasetError("Copies would mix with the data set: give a folder outside of it.")
     shares: list[float] = []
 
     def change(image: np.ndarray) -> np.ndarray:
         shares.append(float(marks(image).mean()))
         return without_marks(image)
 
-    return copy_datasets(root, out, datasets, change), float(np.mean(shares))
+    return copy_datasets(load_datasets(root, datasets), out, change), float(np.mean(shares))
 
 
 def main() -> None:
@@ -66,7 +75,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dataset", action="append", help="may be repeated; all if left out")
     options = parser.parse_args()
-    count, share = copy_without_marks(options.root, options.out, options.dataset)
+    try:
+        count, share = copy_without_marks(options.root, options.out, options.dataset)
+    except FmclipError as error:
+        raise SystemExit(f"Error: {error}") from None
     print(f"{count} pictures, {100 * share:.2f} % of their pixels painted over")
 
 

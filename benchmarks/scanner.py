@@ -2,7 +2,7 @@
 
     python -m benchmarks.scanner ROOT
 
-ROOT has a `manifest.csv` (`python -m fmclip evaluate`). Of each data set a changed copy is made, all else alike; the
+ROOT is as for `python -m fmclip evaluate`. Of each data set a changed copy is made, all else alike; the
 references, and so the threshold, come from the set as it is, and every test scan from the copy (a reference's twin is
 left out there too). A stand-in for learning on one hospital's set and asking about another's, for which two sets
 of one kind are needed (`python -m fmclip evaluate --fit-on`). Copies lie in a temporary folder and go with it. No
@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.copies import copy_datasets
 from benchmarks.quality import header
+from benchmarks.stage1 import label
 from fmclip.detectors import DETECTORS
 from fmclip.errors import FmclipError
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Results, Run, Skipped, load_datasets, run_plan, summarise
@@ -43,7 +44,7 @@ def main() -> None:
         tower = get_tower(options.tower)
         journal = Journal(options.resume) if options.resume else None
         for original in load_datasets(options.root, options.dataset):
-            for dataset in chain([original], _copies(options.root, original.name)):  # a copy goes when the next comes
+            for dataset in chain([original], _copies(original)):  # a copy goes when the next comes
                 plan = Plan(
                     datasets=[dataset],
                     methods=[options.method],
@@ -58,7 +59,10 @@ def main() -> None:
                     print(_line(result), flush=True)
     except FmclipError as error:
         raise SystemExit(f"Error: {error}") from None
-    command = f"python -m benchmarks.scanner ROOT --method {options.method} --k {options.k} --seeds {options.seeds}"
+    if not results.runs:
+        raise SystemExit("Error: Nothing was measured.")
+    command = f"python -m benchmarks.scanner ROOT --tower {label(options.tower)} --method {options.method}"
+    command += f" --k {options.k} --seeds {options.seeds}"
     command += "".join(f" --dataset {name}" for name in options.dataset or ())
     skipped = [f"- {line}" for line in skipped_lines(results.skipped)]
     text = "\n".join([*header("As if from another scanner", command), *table(results.runs), "", *skipped])
@@ -120,10 +124,10 @@ def table(runs: list[Run]) -> list[str]:
     return rows
 
 
-def _copies(root: Path, name: str) -> Iterator[Dataset]:
+def _copies(original: Dataset) -> Iterator[Dataset]:
     for change in CHANGES:
         with tempfile.TemporaryDirectory() as folder:
-            copy_datasets(root, Path(folder), [name], CHANGES[change], suffix=f" {change}")
+            copy_datasets([original], Path(folder), CHANGES[change], suffix=f" {change}")
             yield from load_datasets(Path(folder))
 
 

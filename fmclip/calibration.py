@@ -57,9 +57,9 @@ class Calibration:
 
         The bound is the one-sided prediction interval for one more value of the same kind,
         mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it
-        should. A prior keeps a handful of scans that happen to lie apart, or together, from moving it far. Scores that
-        `find_outliers` names are left out, so that one wrong reference scan cannot lift the
-        threshold over everything.
+        should. With a prior, sd and the degrees of freedom are those of the posterior, so that a handful of scans that
+        happen to lie apart, or together, does not move it far. Scores that `find_outliers` names are left out, so
+        that one wrong reference scan cannot lift the threshold over everything.
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.
@@ -122,13 +122,13 @@ class Calibration:
             threshold, rule = float(values["threshold"]), str(values["rule"])
             known = values.get("prior")  # files of earlier versions have none
             prior = None if known is None else SpreadPrior(float(known["scans"]), float(known["spread"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError("the calibration is not complete") from error
         if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES:
             raise ValueError(f"the calibration has {len(scores)} reference scores")
         if not all(0 <= value <= 1 for value in (*scores, threshold)):  # also False for NaN
             raise ValueError("the calibration holds scores outside 0 to 1")
-        if prior is not None and not (0 < prior.scans < math.inf and 0 < prior.spread < math.inf):
+        if prior is not None and not prior.is_sound:
             raise ValueError("the calibration holds a prior that is none")
         return cls(scores, threshold, rule, prior)
 

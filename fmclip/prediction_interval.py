@@ -10,6 +10,7 @@ import numpy as np
 
 _MAX_DROP = 1.5  # log-odds further below the highest reference come from a copy of a scan, not from variation
 _MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
+_MAX_SCANS, _MAX_SPREAD = 1e6, 1e3  # of a prior: what is beyond was not learned from scans
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class SpreadPrior:
 
     scans: float
     spread: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be reckoned with: more than nothing, and no more than scores in (0, 1) can say."""
+        return 0 < self.scans <= _MAX_SCANS and 0 < self.spread <= _MAX_SPREAD
 
 
 def prediction_bound(values: Sequence[float], rate: float, prior: SpreadPrior | None = None) -> float:

@@ -122,6 +122,8 @@ def test_calibration_survives_json(prior):
         {"prior": {"scans": 4}},
         {"prior": {"scans": -4, "spread": 0.2}},
         {"prior": {"scans": 4, "spread": float("nan")}},
+        {"prior": {"scans": 4, "spread": 1e200}},
+        {"prior": {"scans": 10**400, "spread": 0.2}},
     ],
 )
 def test_damaged_calibration_is_refused(changes):

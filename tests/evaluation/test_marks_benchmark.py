@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.marks import copy_without_marks, marks, without_marks
+from fmclip.errors import FmclipError
+from fmclip.evaluation import load_datasets
+from fmclip.evaluation.datasets import read_masks
+from fmclip.scans import read_scan
 
 
 @pytest.fixture
@@ -32,24 +36,55 @@ def test_tissue_and_bright_lesions_stay(tissue):
     assert marks(tissue).mean() < 0.01
 
 
-def test_the_copy_keeps_labels_groups_and_masks(tissue, tmp_path):
-    root, out = tmp_path / "from", tmp_path / "to"
+def _manifest(root, *rows):
+    with (root / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def original(tissue, tmp_path):
+    """A data set of two scans with names of the awkward kind, and the folder for its copy."""
+    root = tmp_path / "from"
     (root / "set").mkdir(parents=True)
     cv2.imwrite(str(root / "set" / "a.jpg"), tissue)
-    cv2.imwrite(str(root / "set" / "a_mask.png"), tissue[:, :, 0])
+    cv2.imwrite(str(root / "set" / "a.png"), np.zeros_like(tissue[:, :, 0]) + np.eye(256, dtype=np.uint8) * 255)
+    cv2.imwrite(str(root / "set" / "b.bmp"), tissue[::-1])
+    return root, tmp_path / "to"
+
+
+def test_the_copy_keeps_labels_groups_and_masks(original, tissue):
+    root, out = original
     names = ["dataset", "path", "label", "mask", "group"]
-    with (root / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [names, ["set", "set/a.jpg", "abnormal", "set/a_mask.png", "g"], ["b", "x", "", "", ""]]
-        )
-    count, _ = copy_without_marks(root, out, ["set"])
-    with (out / "manifest.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert count == 1
-    assert (row["path"], row["label"], row["group"]) == ("set/a.png", "abnormal", "g")
-    assert cv2.imread(str(out / row["path"])).shape == tissue.shape
-    assert (out / row["mask"]).read_bytes() == (root / row["mask"]).read_bytes()
-    with pytest.raises(SystemExit, match="empty folder"):
+    _manifest(
+        root, names, ["set", "set/a.jpg", "abnormal", "set/a.png", "g"], ["set", "set/b.bmp", "normal", "", "h"], ["b"]
+    )
+    with pytest.raises(FmclipError, match='"normal" or "abnormal"'):
         copy_without_marks(root, out, ["set"])
-    with pytest.raises(SystemExit, match=r"no manifest\.csv"):
-        copy_without_marks(tmp_path, out, None)
+    _manifest(root, names, ["set", "set/a.jpg", "abnormal", "set/a.png", "g"], ["set", "set/b.bmp", "normal", "", "h"])
+    assert copy_without_marks(root, out, ["set"])[0] == 2
+    first, second = load_datasets(out)[0].cases
+    assert (first.is_abnormal, first.group, second.is_abnormal, second.group) == (True, "g", False, "h")
+    assert np.abs(read_scan(first.path).pixels * 255 - tissue[:, :, 0]).mean() < 3
+    assert read_masks(first.masks, (256, 256)).sum() == 256
+    assert not second.masks
+
+
+def test_twins_stay_twins_where_only_their_pixels_tell(original, tissue):
+    root, out = original
+    cv2.imwrite(str(root / "set" / "c.png"), tissue[::-1])
+    _manifest(root, ["dataset", "path", "label"], *(["set", f"set/{name}", "normal"] for name in ("b.bmp", "c.png")))
+    copy_without_marks(root, out, None)
+    groups = [case.group for case in load_datasets(out)[0].cases]
+    assert groups == [case.group for case in load_datasets(root)[0].cases]
+    assert len(set(groups)) == 1
+
+
+def test_copies_go_nowhere_where_they_could_mix_with_something(original):
+    root, out = original
+    _manifest(root, ["dataset", "path", "label"], ["set", "set/b.bmp", "normal"])
+    with pytest.raises(FmclipError, match="outside of it"):
+        copy_without_marks(root, root / "copy", None)
+    out.mkdir()
+    (out / "something").touch()
+    with pytest.raises(FmclipError, match="empty folder"):
+        copy_without_marks(root, out, None)
