@@ -5,8 +5,10 @@
 
 Simulated scans of 256 pixels (timing does not depend on what they show). Medians of five and more, except that
 anomalib's fit with leave-one-out scores, which takes a minute, is timed once; every phase, and every repetition of one,
-has a process of its own, so that nobody profits from another's warm caches; "again" is a second time in the same
-process. CPU seconds stand beside wall time: on a machine that does other work too, they are the steadier figure.
+has a process of its own, so that nobody profits from another's warm caches, but for the first heatmap, whose five
+visitors come to one process; "again" is a second time in the same process. anomalib's processes are prepared as ours
+are (`benchmarks/__init__.py`: threads that wait asleep, one heap). CPU seconds stand beside wall time: on a machine
+that does other work too, they are the steadier figure.
 """
 
 from __future__ import annotations

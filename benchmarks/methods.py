@@ -8,9 +8,9 @@ that it cannot serve run on the one given by `--transformer`, beside ours. Metho
 get as many of them in a pass of their own. What cannot be measured is listed with its reason. Methods that train for
 minutes run with one seed. The report half only; no setting was chosen by these tables.
 
-It writes results/methods.json and methods.md (or the `--name`), and to results/figures the methods with their
-intervals, the methods against k where there are several, and the curves of the default method. Heatmaps would show the
-scans, which are not ours to pass on: `fmclip evaluate --figures` draws them.
+It writes results/methods.json and methods.md, and to results/figures (figures/NAME with another `--name`) the
+methods with their intervals, the methods against k where there are several, and the curves of the default method.
+Heatmaps would show the scans, which are not ours to pass on: `fmclip evaluate --figures` draws them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fmclip.towers.registry import MINI
 
 SLOW = ("madclip", "conrad", "fusionmedclip_published")
 """These train for minutes."""
+NAME = "methods"
 OURS = (DEFAULT_DETECTOR, "patch_memory")
 
 
@@ -62,7 +63,8 @@ def main() -> None:
         raise SystemExit(f"Error: {error}") from None
     if not results.runs:
         raise SystemExit("Error: Nothing was measured.")
-    _draw(results.runs, options.out / "figures")
+    figures = options.out / "figures"
+    _draw(results.runs, figures if options.name == NAME else figures / options.name)
     text = "\n".join([*header("Methods side by side", _command(options)), markdown(results.runs, results.skipped)])
     (options.out / f"{options.name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
     print(text)
@@ -131,7 +133,7 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.methods ROOT", *(f"--dataset {name}" for name in options.dataset or ())]
     words += [f"--method {name}" for name in options.method or ()]
     words += [f"--transformer {label(options.transformer)}"] if options.transformer else []
-    words += [f"--name {options.name}"] if options.name != "methods" else []
+    words += [f"--name {options.name}"] if options.name != NAME else []
     return " ".join([*words, f"--k {' '.join(map(str, options.k))}", f"--seeds {options.seeds}"])
 
 
@@ -144,7 +146,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--k", type=int, nargs="+", default=[16])
     parser.add_argument("--seeds", type=int, default=3, help="of methods that train for minutes one is run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--name", default="methods", help="of the tables, without ending")
+    parser.add_argument("--name", default=NAME, help="of the tables, without ending, and of the folder of the figures")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep each run here; go on after those it holds")
     return parser.parse_args()
 
