@@ -40,7 +40,7 @@ from fmclip.errors import Stopped
 from fmclip.evaluation import environment
 from fmclip.memory import ReferenceMemory
 from fmclip.towers import Tower, get_tower
-from fmclip.views import default_views
+from fmclip.views import tower_views
 
 NOT_MEASURED = "not measured"
 GOALS = {
@@ -150,7 +150,7 @@ class _Bench:
         results["synthesis"] = self._phase(
             lambda: self._pool(tower, pixels, content), moved=2 * pool.pixels.numel() * pool.pixels.element_size()
         )
-        views = default_views(len(tower.layers))
+        views = tower_views(tower)
         with torch.no_grad():
             memory = ReferenceMemory.learn(batched_features(tower, pixels), content, views)
         networks: list[FusionNetwork] = []

@@ -27,10 +27,10 @@ from fmclip.errors import CheckpointError, FmclipError, NotFittedError, TowerErr
 from fmclip.memory import MAX_REGIONS
 from fmclip.scans import name_window, parse_window
 from fmclip.towers import Tower, get_tower
-from fmclip.views import default_views
+from fmclip.views import tower_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`;
 4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`."""
 MAX_HEADER_BYTES = 2**20
@@ -274,7 +274,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], tower: Tower, config: D
         return
     tower = tower.for_patches()
     try:
-        views = default_views(len(tower.layers), getattr(config, "levels", ()))
+        views = tower_views(tower, getattr(config, "levels", ()))
         rows, columns = min(tower.grids[view.level] for view in views)
     except (TowerError, TypeError, IndexError) as error:  # also what is no index at all
         raise CheckpointError(f"The adapter looks at levels that its tower does not have. {_DAMAGED}") from error

@@ -24,11 +24,12 @@ from fmclip.detectors.evidence import to_unit
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.errors import FmclipError, TowerError
 from fmclip.maps import resize_map, smooth_inside
-from fmclip.memory import ReferenceMemory, patch_content, patch_weight
+from fmclip.memory import ReferenceMemory
+from fmclip.patch_grid import patch_content, patch_weight
 from fmclip.scans import Letterbox, Scan
 from fmclip.towers import Tower
 from fmclip.towers.saliency import attention_rollout, grad_cam
-from fmclip.views import midline, weigh
+from fmclip.views import midline, weigh, weigh_places
 
 COUNT = 3
 """Reference patches named for each view."""
@@ -76,9 +77,9 @@ class ViewExplanation:
         name: In words: "stride 16, direction".
         layer: Level of the tower ("stride 16", "block 4").
         kind: "direction", "context" or "mirror", see `fmclip.views`.
-        share: Share of the view in the memory's score at this place, in [0, 1]; 0 for the mirror view at the midline,
-            where a place is its own mirror image.
-        distance: To the nearest patch of all references, in units of the reference level.
+        share: Share of the view in what the memory says of this place, in [0, 1], half by the score and half by the
+            map; 0 for the mirror view at the midline, where a place is its own mirror image.
+        distance: To the references (`memory.ReferenceMemory.compare`), in units of the reference level.
         matches: Nearest patch of each of the nearest references, nearest first; none where the share is 0.
         map: [H, W] float32 in [0, 1] on the source pixels: this view's distance at each place, 0.5 at distance 1.
     """
@@ -101,9 +102,9 @@ class Explanation:
         x: Column of the spot on its pixels.
         y: Row of the spot.
         box: The patch that the spot lies in, on the scan's pixels.
-        distance: Of the patch to the references, all views together, in units of the reference level, before the map
-            is smoothed.
-        views: Each view of the memory, as much to the score as its share says.
+        distance: Of the patch to the references, the views together by their shares, in units of the reference level,
+            before the map is smoothed.
+        views: Each view of the memory.
         parts: Maps [H, W] in [0, 1] on the source pixels that the answer was made of, by name: "patch memory", and
             "learned" where something was trained.
         map: [H, W] in [0, 1], the answer itself.
@@ -194,7 +195,7 @@ def explain(
         x=x,
         y=y,
         box=box.cell_box(row, column, grid),
-        distance=float(weigh(relative, memory.views)[0, row, column]),
+        distance=float(sum(one(relative, memory.views)[0, row, column] for one in (weigh, weigh_places)) / 2),
         views=tuple(views),
         parts=prediction.parts,
         map=prediction.map,
@@ -248,10 +249,12 @@ def _looked_at(scan: Scan, look: Callable[[Tower, Tensor], Tensor], tower: Tower
 
 
 def _shares(memory: ReferenceMemory, grid: tuple[int, int], column: int) -> list[float]:
-    """Shares of the views at one column of the grid, as `views.weigh` takes them."""
+    """Shares of the views at one column of the grid: half by what they say of the score, half by what of the map."""
     is_midline = bool(midline(*grid)[column])
-    weights = [0.0 if is_midline and view.kind == "mirror" else view.weight for view in memory.views]
-    return [weight / sum(weights) for weight in weights]
+    asked = [0.0 if is_midline and view.kind == "mirror" else 1.0 for view in memory.views]
+    weights = [one * view.weight for one, view in zip(asked, memory.views, strict=True)]
+    places = [one * view.map_weight for one, view in zip(asked, memory.views, strict=True)]
+    return [0.5 * (weight / sum(weights) + place / sum(places)) for weight, place in zip(weights, places, strict=True)]
 
 
 def _name(owner: int, references: Sequence[Scan], regions: Sequence[Scan], count: int) -> tuple[str, Scan | None]:

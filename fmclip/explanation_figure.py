@@ -67,7 +67,7 @@ def crop_around(scan: Scan, box: Box) -> tuple[np.ndarray, Box]:
 def _draw_map(axes: Axes, explanation: Explanation, view: ViewExplanation, threshold: float) -> None:
     axes.imshow(colour_position(view.map, threshold), cmap="inferno", vmin=0, vmax=1)
     _mark(axes, explanation.box)
-    axes.set_title(f"{view.layer}, {_KINDS[view.kind]}\n{view.share:.0%} of the score", fontsize=8)
+    axes.set_title(f"{view.layer}, {_KINDS[view.kind]}\n{view.share:.0%} of the answer", fontsize=8)
 
 
 def _draw_match(axes: Axes, match: Match) -> None:

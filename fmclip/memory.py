@@ -1,8 +1,10 @@
 """The patch memory of the reference scans: how far is each patch from the nearest reference patch, and in what way.
 
-A plain nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with three changes, each chosen on
-the tuning half (benchmarks/NOTES.md):
+A nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with four changes, each chosen on the
+tuning half (benchmarks/NOTES.md):
 
+- A patch is compared with the nearest patch of each reference, and a mean of these that leans on the smallest is taken
+  (`search.soft_nearest`).
 - Several views of the features are searched side by side (`fmclip.views`).
 - Each view is whitened by the covariance of its *leave-one-out residuals*: what differs between a reference patch and
   its nearest patch in another reference scan is normal variation, and counts for less.
@@ -17,14 +19,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fmclip.search import Search, greedy_coreset, nearest, nearest_in_others
+from fmclip.patch_grid import grid_of, patch_content, patch_weight
+from fmclip.search import Rows, Search, greedy_coreset, nearest, nearest_in_others
 from fmclip.views import View, view_features
 from fmclip.whitening import inverse_root, principal_whitening, shrunk, triangular_whitening
 
-BORDER_WEIGHT = 0.8  # for evidence in the outermost ring of patches: they see padding, frames and burned-in marks
 FOLDS = 8  # whitenings that are learned again for leave-one-out, at most
 MAX_REGIONS = 64  # that may join after learning
 SHRINKAGE = 0.1  # share of the isotropic part in the residual covariance; keeps it invertible for few references
@@ -35,14 +36,13 @@ class ReferenceMemory:
 
     Attributes:
         views: V views.
-        bank: For each view [N, C_v], whitened reference patches; letterbox bars are left out.
-        owner: [N], reference scan of each patch; from `references` on, regions that were marked as normal later.
+        bank: For each view [N, C_v], whitened reference patches, scan by scan; letterbox bars are left out.
+        rows: Whose patches these are.
         place: [N], where each patch lies in its scan: row * w + column on the views' common grid (h, w).
         whitening: For each view [C_v, C_v].
         scale: [V], mean over the references of the largest distance to the patch of another that is nearest before the
             whitening: a unit for the residuals.
         level: [V], mean over the references of the largest leave-one-out distance in units of `scale`, see `calibrate`.
-        references: k.
         search: How far a patch is from the bank.
         kept: [N], rows of the bank among all patches that were learned from; None after loading.
         closest: For each view [N, 2], the nearest patches in another and in yet another reference of each patch that
@@ -65,12 +65,11 @@ class ReferenceMemory:
     ) -> None:
         self.views = tuple(views)
         self.bank = list(bank)
-        self.owner = owner
+        self.rows = Rows(owner, references)
         self.place = place
         self.whitening = list(whitening)
         self.scale = scale
         self.level = level
-        self.references = references
         self.search = search or Search()
         self.kept = kept
         self.closest = closest
@@ -117,7 +116,7 @@ class ReferenceMemory:
         closest = [nearest_in_others(one, owner) for one in bank]  # [N, 2]
         whitening = [
             triangular_whitening(one - one[rows[:, 0]], shrinkage, along)
-            if along is not None or not view.shows_appearance  # whose residuals nobody reads
+            if along is not None or not view.is_learned_from  # whose residuals nobody reads
             else principal_whitening(one - one[rows[:, 0]], shrinkage)
             for view, one, rows, along in zip(views, bank, closest, axes or [None] * len(views), strict=True)
         ]
@@ -126,9 +125,10 @@ class ReferenceMemory:
             for one, rows, white in zip(bank, closest, whitening, strict=True)
         ]
         scale = torch.stack([_mean_largest(one, picture, k) for one in apart]).clamp_min(1e-6)  # [V]
-        bank = [one @ white for one, white in zip(bank, whitening, strict=True)]
-        kept = torch.arange(len(owner), device=owner.device)
-        memory = cls(views, bank, owner, place, whitening, scale, torch.ones_like(scale), k, search, kept, closest)
+        kept = owner.argsort(stable=True)  # scan by scan, with the varied copies of each
+        bank = [one[kept] @ white for one, white in zip(bank, whitening, strict=True)]
+        owner, place, level = owner[kept], place[kept], torch.ones_like(scale)
+        memory = cls(views, bank, owner, place, whitening, scale, level, k, search, kept, closest)
         if coreset < 1:
             joined = torch.cat([one / scale for one, scale in zip(bank, memory.scale, strict=True)], dim=1)
             memory._keep(greedy_coreset(joined, math.ceil(coreset * len(owner)), generator or torch.Generator()))
@@ -136,10 +136,12 @@ class ReferenceMemory:
 
     def _keep(self, rows: Tensor) -> None:
         """Forget all patches but these rows of the bank; each reference keeps at least one, so that it can be named."""
+        assert self.kept is not None
         first = [int((self.owner == scan).nonzero()[0]) for scan in range(self.references)]
         rows = torch.cat([rows, torch.tensor(first, device=rows.device)]).unique()
         self.bank = [one[rows] for one in self.bank]
-        self.owner, self.place, self.kept = self.owner[rows], self.place[rows], rows
+        self.rows = Rows(self.owner[rows], self.references)
+        self.place, self.kept = self.place[rows], self.kept[rows]
 
     def compare(
         self, features: Sequence[Tensor], own: Tensor | None = None, *, residuals: bool = False
@@ -150,42 +152,37 @@ class ReferenceMemory:
             features: One [B, C_j, H_j, W_j] for each level.
             own: [B] or [B, S] indices of the reference scans that each scan is or was made from (its own and the donor
                 of a pasted patch); these are left out. None if none.
-            residuals: Whether the residuals of the views that show appearance are wanted;
-                gradients flow through them into `features`.
+            residuals: Whether the residuals of the views that are learned from are wanted; gradients flow through them
+                into `features`.
 
         Returns:
-            distances [B, V, h, w] to the nearest reference patch, in units of `scale`; residuals, one [B, C_v, h, w]
-            for each view that shows appearance: whitened patch minus nearest whitened reference patch, in units of
-            `scale`.
+            distances [B, V, h, w] to the references, in units of `scale`; residuals, one [B, C_v, h, w] for each view
+            that is learned from: whitened patch minus nearest whitened reference patch, in units of `scale`.
         """
         distances, differences = [], []
         looks = view_features(features, self.views)
         for index, (view, look, bank, scale) in enumerate(zip(self.views, looks, self.bank, self.scale, strict=True)):
-            patches, found, left_out = self._closest(index, look, own)
-            difference = patches - bank[found]  # [B * h * w, C]
-            apart = difference.detach().norm(dim=1)
-            apart = self.search.distance(patches.detach(), bank, found, apart, self.owner, left_out)
+            patches = _patches(look) @ self.whitening[index]  # [B * h * w, C]
+            left_out = _for_each_patch(own, look)
+            apart = self.search.distance(patches.detach(), bank, self.rows, left_out)  # [B * h * w]
             distances.append(_to_grid(apart / scale, look))
-            if residuals and view.shows_appearance:
-                differences.append(_to_grid(difference / scale, look))
+            if residuals and view.is_learned_from:
+                differences.append(self._residual(index, look, patches, left_out))
         return torch.stack(distances, dim=1), differences
 
     def residuals(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
-        """Only the residuals of `compare`: the views that are blind to them are not looked at."""
-        shown = [index for index, view in enumerate(self.views) if view.shows_appearance]
-        looks = view_features(features, [self.views[index] for index in shown])
-        differences = []
-        for index, look in zip(shown, looks, strict=True):
-            patches, found, _ = self._closest(index, look, own)
-            differences.append(_to_grid((patches - self.bank[index][found]) / self.scale[index], look))
-        return differences
+        """Only the residuals of `compare`: the views that are not learned from are not looked at."""
+        read = [index for index, view in enumerate(self.views) if view.is_learned_from]
+        looks = view_features(features, [self.views[index] for index in read])
+        return [
+            self._residual(index, look, _patches(look) @ self.whitening[index], _for_each_patch(own, look))
+            for index, look in zip(read, looks, strict=True)
+        ]
 
-    def _closest(self, index: int, look: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of one view [B, C, h, w] the whitened patches [B * h * w, C], the row of the bank nearest to each, and the
-        references that were left out for it."""
-        patches = _patches(look) @ self.whitening[index]
-        left_out = None if own is None else own.repeat_interleave(look[0, 0].numel(), dim=0)  # [B * h * w(, S)]
-        return patches, nearest(patches.detach(), self.bank[index], self.owner, left_out), left_out
+    def _residual(self, index: int, look: Tensor, patches: Tensor, left_out: Tensor | None) -> Tensor:
+        """Of one view [B, C, h, w] the whitened patches [B * h * w, C] minus the nearest of all: [B, C, h, w]."""
+        found = nearest(patches.detach(), self.bank[index], self.owner, left_out)
+        return _to_grid((patches - self.bank[index][found]) / self.scale[index], look)
 
     def nearest_by_reference(self, features: Sequence[Tensor], row: int, column: int) -> tuple[Tensor, Tensor]:
         """Find the patch of each reference that is nearest to one patch of a scan.
@@ -196,33 +193,41 @@ class ReferenceMemory:
             column: Its column.
 
         Returns:
-            distances [V, k + R] of the k references and R regions, in units of `level` (infinite for one without
-            patches); places [V, k + R], see `place`.
+            distances [V, k + R] of the k references and R regions, in units of `level`; places [V, k + R], see `place`.
         """
         distances, places = [], []
         looks = view_features(features, self.views)
         for look, bank, white, unit in zip(looks, self.bank, self.whitening, self.scale * self.level, strict=True):
             apart = (look[0, :, row, column] @ white - bank).norm(dim=1) / unit  # [N]
-            by_reference = apart.new_full((self.references + self.regions, len(apart)), torch.inf)  # [k + R, N]
-            by_reference[self.owner, torch.arange(len(apart), device=apart.device)] = apart
-            closest, rows = by_reference.min(dim=1)  # [k + R]
-            distances.append(closest)
-            places.append(self.place[rows].clamp_max(look[0, 0].numel() - 1))  # from a file it may be any number
+            closest, rows = zip(*(own.min(dim=0) for own in apart.split(list(self.rows.sizes))), strict=True)
+            start = torch.tensor([0, *self.rows.sizes[:-1]], device=apart.device).cumsum(dim=0)  # [k + R]
+            distances.append(torch.stack(closest))
+            places.append(self.place[start + torch.stack(rows)].clamp_max(look[0, 0].numel() - 1))  # of a file: any
         return torch.stack(distances), torch.stack(places)
 
     @property
     def axes(self) -> list[Tensor | None]:
-        """The principal axes of each view that shows appearance, orthonormal columns [C_v, C_v], of a memory that was
+        """The principal axes of each view that is learned from, orthonormal columns [C_v, C_v], of a memory that was
         learned without `axes`; None for the others."""
         return [
-            white / white.norm(dim=0) if view.shows_appearance else None
+            white / white.norm(dim=0) if view.is_learned_from else None
             for view, white in zip(self.views, self.whitening, strict=True)
         ]
 
     @property
+    def references(self) -> int:
+        """Reference scans k."""
+        return self.rows.references
+
+    @property
+    def owner(self) -> Tensor:
+        """[N], the reference scan of each patch; from k on, the region that was marked as normal later."""
+        return self.rows.owner
+
+    @property
     def regions(self) -> int:
         """Regions that joined after learning."""
-        return int(self.owner.max()) + 1 - self.references
+        return len(self.rows.sizes) - self.references
 
     def with_region(self, features: Sequence[Tensor], chosen: Tensor) -> ReferenceMemory:
         """Add some patches of one more scan; whitening, scale and level stay what the references made them.
@@ -250,7 +255,7 @@ class ReferenceMemory:
 
     def _with_bank(self, bank: list[Tensor], owner: Tensor, place: Tensor) -> ReferenceMemory:
         other = copy.copy(self)
-        other.bank, other.owner, other.place = bank, owner, place
+        other.bank, other.rows, other.place = bank, Rows(owner, self.references), place
         return other
 
     def renew(self, other: ReferenceMemory) -> None:
@@ -299,12 +304,11 @@ class ReferenceMemory:
                 gone, instead = first[is_own | lost], second[~is_own & lost & (of_second != left_out)]
                 covariance = (products - gone.T @ gone + instead.T @ instead) / (len(first) - len(gone) + len(instead))
                 white = inverse_root(shrunk(covariance, max(shrinkage, 1e-8))).to(patches)  # [C, C]
-                whitened = remembered @ white
-                for scan in range(left_out, k, folds):
-                    query, bank = every[scan * h * w : (scan + 1) * h * w] @ white, whitened[self.owner != scan]
-                    rows = nearest(query, bank)  # [h * w]
-                    apart = self.search.distance(query, bank, rows, (query - bank[rows]).norm(dim=1))
-                    own[scan] = apart.view(h, w) / scale
+                bank, scans = remembered @ white, range(left_out, k, folds)
+                query = torch.cat([every[scan * h * w : (scan + 1) * h * w] for scan in scans]) @ white
+                seen = torch.tensor(scans, device=query.device).repeat_interleave(h * w)  # [scans * h * w]
+                apart = self.search.distance(query, bank, self.rows, seen)
+                own[left_out::folds] = apart.view(-1, h, w) / scale
             found.append(own)
         return torch.stack(found, dim=1)
 
@@ -350,6 +354,7 @@ class ReferenceMemory:
         scale, level = state["memory.scale"].to(device), state["memory.level"].to(device)
         owner, place = (state[f"memory.{name}"].to(device, torch.int64) for name in ("owner", "place"))
         fits = references >= 2 and owner.ndim == 1 and place.shape == owner.shape and bool((place >= 0).all())
+        fits = fits and bool((owner.diff() >= 0).all())  # scan by scan
         fits = fits and all(one.shape == (len(views),) and bool((one > 0).all()) for one in (scale, level))
         owners = set(owner.unique().tolist())
         fits = fits and owners == set(range(max(references, len(owners)))) and len(owners) <= references + MAX_REGIONS
@@ -360,32 +365,16 @@ class ReferenceMemory:
         return cls(views, bank, owner, place, whitening, scale, level, references, search)
 
 
-def patch_content(content: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches lie mostly inside the scan: [B, S, S] bool -> [B, h, w] bool; never none of a scan's."""
-    share = F.adaptive_avg_pool2d(content[:, None].float(), grid)[:, 0]  # [B, h, w]
-    return share >= share.flatten(1).amax(dim=1).clamp_max(0.5).view(-1, 1, 1)
-
-
-def patch_weight(content: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How much evidence counts: 0 on letterbox bars, `BORDER_WEIGHT` beside them and at the edge of the square, else 1.
-
-    [B, S, S] bool -> [B, h, w].
-    """
-    inside = patch_content(content, grid).float()
-    core = -F.max_pool2d(-F.pad(inside[:, None], (1, 1, 1, 1)), 3, stride=1)[:, 0]  # erosion: [B, h, w]
-    return BORDER_WEIGHT * inside + (1 - BORDER_WEIGHT) * core
-
-
-def grid_of(maps: Tensor) -> tuple[int, int]:
-    """Rows and columns of maps [..., h, w]."""
-    return maps.shape[-2], maps.shape[-1]
-
-
 def _mean_largest(distances: Tensor, picture: Tensor, references: int) -> Tensor:
     """Mean over the references of the largest distance: of each patch [N], and the picture that it is of [N] -> []."""
     largest = distances.new_zeros(references)
     own = picture < references  # varied copies do not count
     return largest.scatter_reduce(0, picture[own], distances[own], "amax").mean()
+
+
+def _for_each_patch(own: Tensor | None, look: Tensor) -> Tensor | None:
+    """References that are left out for each scan [B] or [B, S] -> for each patch of a view [B * h * w(, S)]."""
+    return None if own is None else own.repeat_interleave(look[0, 0].numel(), dim=0)
 
 
 def _patches(look: Tensor) -> Tensor:

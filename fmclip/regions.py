@@ -18,7 +18,8 @@ from fmclip.detectors import Detector
 from fmclip.detectors.base import to_pixels
 from fmclip.errors import FmclipError
 from fmclip.explain import HasPatchMemory
-from fmclip.memory import MAX_REGIONS, patch_content
+from fmclip.memory import MAX_REGIONS
+from fmclip.patch_grid import patch_content
 from fmclip.scans import Scan
 
 PAINTED_SHARE = 0.25

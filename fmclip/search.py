@@ -1,14 +1,18 @@
-"""Nearest neighbours among patches: exact search as one matrix product, coreset, k-NN reweighting."""
+"""Nearest neighbours among patches by one matrix product, of each reference or of all; coreset and reweighting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 CHUNK = 2048  # patches searched for at a time
+SOFTNESS = (
+    8  # of the mean over references; 4 to infinity (the nearest alone) differ by half a point (benchmarks/NOTES.md)
+)
 FAR = 1e30  # how far patches of scans that are left out are
 PROJECTED = 128  # width in which the coreset is chosen; more changes little (PatchCore, section 3.2)
 
@@ -18,45 +22,109 @@ class Search:
     """How far a patch is from a bank of patches.
 
     Attributes:
-        neighbours: The distance is the mean over that many nearest patches.
-        reweighting: b > 0 weighs a distance by 1 - softmax of the distances to the nearest patch and its b neighbours
-            in the bank, so that patches near rare reference patches count more (PatchCore, Eq. 7); 0 leaves it out.
+        over: "references" takes the nearest patch of each reference scan and a mean of these distances that leans on
+            the smallest (`soft_nearest`): what is near to several references is more normal than what one odd patch of
+            one of them is near to, and more references do not make everything nearer. "patches" takes the nearest
+            patches of the whole bank (PatchCore).
+        neighbours: With "patches", the distance is the mean over that many nearest patches.
+        reweighting: With "patches", b > 0 weighs a distance by 1 - softmax of the distances to the nearest patch and
+            its b neighbours in the bank, so that patches near rare reference patches count more (PatchCore, Eq. 7); 0
+            leaves it out.
     """
 
+    over: Literal["references", "patches"] = "references"
     neighbours: int = 1
     reweighting: int = 0
 
-    def distance(
-        self,
-        patches: Tensor,
-        bank: Tensor,
-        found: Tensor,
-        apart: Tensor,
-        owner: Tensor | None = None,
-        left_out: Tensor | None = None,
-    ) -> Tensor:
+    def distance(self, patches: Tensor, bank: Tensor, rows: Rows, left_out: Tensor | None = None) -> Tensor:
         """Distance of each patch to the bank.
 
         Args:
             patches: [P, C].
             bank: [N, C].
-            found: [P] row of the nearest patch, as `nearest` returns it.
-            apart: [P] distance to that patch.
-            owner: [N], with `left_out`.
-            left_out: [P] or [P, S], see `nearest`.
+            rows: Whose patches the rows of the bank are.
+            left_out: [P] or [P, S] references that do not count for each patch, -1 for none.
 
         Returns:
-            [P].
+            [P]; where a region that was called normal is nearer, the distance to it.
         """
-        answer = apart
-        if self.neighbours > 1:
-            rows = k_nearest(patches, bank, self.neighbours, owner, left_out)  # [P, n]
-            answer = _norms(patches, bank, rows).mean(dim=1)
+        if left_out is not None and left_out.ndim == 1:
+            left_out = left_out[:, None]  # [P, S]
+        if self.over == "references":
+            apart = distances_by_scan(patches, bank, rows.sizes)  # [P, scans]
+            answer = soft_nearest(apart[:, : rows.references], left_out)
+            regions = apart[:, rows.references :]
+            return torch.minimum(answer, regions.amin(dim=1)) if regions.shape[1] else answer
+        found = k_nearest(patches, bank, self.neighbours, rows.owner, left_out)  # [P, n]
+        near = _norms(patches, bank, found)
+        answer, apart = near.mean(dim=1), near[:, 0]
         if self.reweighting > 0:
-            rows = k_nearest(bank[found], bank, self.reweighting + 1, owner, left_out)  # [P, b + 1], itself among them
-            around = torch.logsumexp(_norms(patches, bank, rows), dim=1)
-            answer = answer * (1 - (apart - around).exp())
+            # [P, b + 1], the nearest patch itself among them
+            around = k_nearest(bank[found[:, 0]], bank, self.reweighting + 1, rows.owner, left_out)
+            answer = answer * (1 - (apart - torch.logsumexp(_norms(patches, bank, around), dim=1)).exp())
         return answer
+
+
+class Rows:
+    """Whose patches the rows of a bank are.
+
+    Args:
+        owner: [N], ascending: the references from 0 on, then the regions that were called normal later.
+        references: k.
+
+    Attributes:
+        owner: [N].
+        references: k.
+        sizes: Rows of each reference and region, as numbers of the host, so that no search waits for a GPU.
+    """
+
+    def __init__(self, owner: Tensor, references: int) -> None:
+        self.owner = owner
+        self.references = references
+        self.sizes = tuple(torch.bincount(owner, minlength=references).tolist())
+
+
+def distances_by_scan(patches: Tensor, bank: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Distance of each patch to the nearest patch of each scan.
+
+    Args:
+        patches: [P, C].
+        bank: [N, C]; the rows of a scan stand together.
+        sizes: Rows of each of S scans, none of them 0.
+
+    Returns:
+        [P, S].
+    """
+    squares = patches.square().sum(dim=1, keepdim=True)  # [P, 1]
+    parts = []
+    for closeness in _closeness(patches, bank, None, None):  # [chunk, N]
+        if len(set(sizes)) == 1:
+            parts.append(closeness.unflatten(1, (len(sizes), sizes[0])).amax(dim=2))
+        else:
+            parts.append(torch.stack([own.amax(dim=1) for own in closeness.split(list(sizes), dim=1)], dim=1))
+    return (squares - 2 * torch.cat(parts)).clamp_min(0).sqrt()
+
+
+def soft_nearest(apart: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Power mean of distances with the exponent -`SOFTNESS`: near the smallest, and the nearer the more are as small.
+
+    The smallest of k distances falls with k, this mean does not: k equal distances have that very mean.
+
+    Args:
+        apart: [P, k] distances to each reference.
+        left_out: [P, S] references that do not count, -1 for none; at least one must count.
+
+    Returns:
+        [P].
+    """
+    apart, count = apart.clamp_min(1e-6), torch.full_like(apart[:, 0], apart.shape[1])  # [P, k], [P]
+    if left_out is not None:
+        scans = torch.arange(apart.shape[1], device=apart.device)
+        is_out = (left_out[:, :, None] == scans).any(dim=1)  # [P, k]
+        apart, count = apart.masked_fill(is_out, torch.inf), count - is_out.sum(dim=1)
+    smallest = apart.amin(dim=1, keepdim=True)  # [P, 1]
+    share = (smallest / apart).pow(SOFTNESS).sum(dim=1) / count  # [P], from 1 / k to 1
+    return smallest[:, 0] * share.pow(-1 / SOFTNESS)
 
 
 def nearest(patches: Tensor, bank: Tensor, owner: Tensor | None = None, left_out: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from fmclip.detectors.base import forward_passes, to_pixels
 from fmclip.detectors.events import ignore
 from fmclip.detectors.synthetic import stack_pictures, synthesise_scans
 from fmclip.maps import resize_map
-from fmclip.memory import grid_of
+from fmclip.patch_grid import grid_of
 from fmclip.scans import Scan
 from fmclip.towers import Tower
 

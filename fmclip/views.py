@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from fmclip.devices import constant
 from fmclip.errors import TowerError
+
+if TYPE_CHECKING:
+    from fmclip.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -32,28 +35,40 @@ class View:
     Attributes:
         level: Index into the tower's levels.
         kind: "direction", "context" or "mirror".
-        weight: Share in the weighted mean of the distances; need not sum to 1.
+        weight: Share in the weighted mean of the distances that says *whether* a scan deviates; need not sum to 1.
+        map_weight: The same for the mean that says *where*.
     """
 
     level: int
     kind: Literal["direction", "context", "mirror"]
     weight: float = 1.0
+    map_weight: float = 1.0
 
     @property
-    def shows_appearance(self) -> bool:
-        """Whether it looks at the patch alone, and not at what is elsewhere in its scan."""
-        return self.kind == "direction"
+    def is_learned_from(self) -> bool:
+        """Whether alignment adapters read its residuals: it looks at the patch alone, and the score is made of it."""
+        return self.kind == "direction" and self.weight > 0
 
 
-def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]:
-    """Choose views for a tower.
+def tower_views(tower: Tower, levels: Sequence[int] = ()) -> tuple[View, ...]:
+    """Choose views for a tower, see `default_views`."""
+    return default_views(len(tower.layers), levels, looks_ahead=tower.looks_ahead)
+
+
+def default_views(n_levels: int, levels: Sequence[int] = (), *, looks_ahead: bool = False) -> tuple[View, ...]:
+    """Choose views for so many levels.
 
     Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
     at the deepest (all of it where there are none in between). Direction, context and mirror count a third each.
 
+    Where is said by the views above the shallowest level, if there are any: the shallow ones tell odd scans from normal
+    ones, but light up at edges far from the lesion too. A level that looks ahead (`towers.ahead`) is asked for its
+    direction, and only where: it counts as much as the directions in between.
+
     Args:
         n_levels: Levels of the tower.
         levels: Which of them, 0 the shallowest; none takes all.
+        looks_ahead: Whether the deepest of all levels looks ahead; beside no other it is a level like any.
 
     Returns:
         The views: directions, then contexts, then mirrors, each from shallow to deep.
@@ -63,13 +78,21 @@ def default_views(n_levels: int, levels: Sequence[int] = ()) -> tuple[View, ...]
     """
     if any(not 0 <= level < n_levels for level in levels):
         raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
-    *others, deepest = sorted(set(levels)) or range(n_levels)
+    chosen = sorted(set(levels)) or list(range(n_levels))
+    ahead = [chosen.pop()] if looks_ahead and len(chosen) > 1 and chosen[-1] == n_levels - 1 else []
+    *others, deepest = chosen
     ends = [*others[:1], deepest]
+
+    def view(level: int, kind: Literal["direction", "context", "mirror"], weight: float = 1.0) -> View:
+        return View(level, kind, weight, weight if level > chosen[0] or len(chosen) == 1 else 0.0)
+
+    between = 1.75 if others[1:] else float(len(ends))  # what the directions in between count together
     return (
-        *(View(level, "direction", 1.75 / len(others[1:])) for level in others[1:]),
-        View(deepest, "direction", 0.25 if others[1:] else len(ends)),
-        *(View(level, "context") for level in ends),
-        *(View(level, "mirror") for level in ends),
+        *(view(level, "direction", between / len(others[1:])) for level in others[1:]),
+        view(deepest, "direction", 0.25 if others[1:] else between),
+        *(View(level, "direction", 0.0, between) for level in ahead),
+        *(view(level, "context") for level in ends),
+        *(view(level, "mirror") for level in ends),
     )
 
 
@@ -142,31 +165,28 @@ def mirror_match(look: Tensor) -> Tensor:
 
 
 def weigh(distances: Tensor, views: Sequence[View]) -> Tensor:
-    """Weighted mean of the views' distances: [B, V, h, w] -> [B, h, w].
+    """Weighted mean of the views' distances that says *whether* a scan is odd: [B, V, h, w] -> [B, h, w].
 
     Near the midline a place is its own mirror image and its mirror view says nothing; there the mean of the other
     views stands in for it.
     """
-    others = tuple(index for index, view in enumerate(views) if view.kind != "mirror")
-    weights = constant(tuple(view.weight for view in views), distances.device, distances.dtype).view(-1, 1, 1)
-    rows = constant(others, distances.device, torch.long)
+    return _weigh(distances, views, [view.weight for view in views])
+
+
+def weigh_places(distances: Tensor, views: Sequence[View]) -> Tensor:
+    """Weighted mean of the views' distances that says *where* a scan is odd: [B, V, h, w] -> [B, h, w]."""
+    return _weigh(distances, views, [view.map_weight for view in views])
+
+
+def _weigh(distances: Tensor, views: Sequence[View], shares: Sequence[float]) -> Tensor:
+    weights = constant(tuple(shares), distances.device, distances.dtype).view(-1, 1, 1)
+    rows = constant(_others(views), distances.device, torch.long)
     mean = (distances * weights)[:, rows].sum(dim=1) / weights[rows].sum()  # [B, h, w]
-    if len(others) == len(views):
+    if len(rows) == len(views):
         return mean
     middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]
     informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
     return (informed * weights).sum(dim=1) / weights.sum()
-
-
-def weigh_places(distances: Tensor, views: Sequence[View]) -> Tensor:
-    """Weighted mean over the views that say *where* a scan is odd: [B, V, h, w] -> [B, h, w].
-
-    These are the views above the shallowest level, or all where there is one level only. The shallow ones tell odd
-    scans from normal ones, but light up at edges far from the lesion too (benchmarks/NOTES.md).
-    """
-    shallowest = min(view.level for view in views)
-    rows = tuple(row for row, view in enumerate(views) if view.level > shallowest) or tuple(range(len(views)))
-    return weigh(distances[:, constant(rows, distances.device, torch.long)], [views[row] for row in rows])
 
 
 def midline(h: int, w: int, device: torch.device | None = None) -> Tensor:
@@ -183,6 +203,10 @@ def _direction(features: Tensor) -> Tensor:
 def _reach(h: int, w: int) -> tuple[int, int]:
     """Places searched up and down, left and right of the mirrored place."""
     return max(1, round(h / 14)), max(1, round(w / 7))
+
+
+def _others(views: Sequence[View]) -> tuple[int, ...]:
+    return tuple(index for index, view in enumerate(views) if view.kind != "mirror")
 
 
 def _is_mirror(views: Sequence[View], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ ORDER = [
         "search",
         "whitening",
         "prediction_interval",
+        "patch_grid",
     },
     {"progress"},
     {"synthesis", "towers"},

@@ -44,12 +44,12 @@ def test_a_patch_of_a_reference_is_found_again_where_it_lies(memory, references,
     left, top, right, bottom = found.box
     assert left <= x <= right
     assert top <= y <= bottom
-    assert found.distance == pytest.approx(0, abs=1e-4)
+    assert found.distance == pytest.approx(0, abs=1e-3)
     for view in found.views:
         assert view.matches[0].scan is scan
         assert view.matches[0].label == f"scan {number}"
         assert view.matches[0].box == found.box
-        assert view.matches[0].distance == pytest.approx(0, abs=1e-4)
+        assert view.matches[0].distance == pytest.approx(0, abs=1e-3)
         assert view.matches[1].distance > 0.01
 
 
@@ -65,7 +65,8 @@ def test_matches_are_the_nearest_patches_of_different_references(memory, referen
         by_hand = sorted((float(apart[memory.memory_.owner == owner].min()), owner) for owner in range(4))
         assert [match.reference for match in view.matches] == [owner for _, owner in by_hand]
         np.testing.assert_allclose([match.distance for match in view.matches], [one for one, _ in by_hand], rtol=1e-4)
-        assert view.distance == pytest.approx(view.matches[0].distance, rel=1e-4)
+        leaning = np.mean([one**-8.0 for one, _ in by_hand]) ** (-1 / 8)  # on the nearest
+        assert view.distance == pytest.approx(leaning, rel=1e-4)
     assert found.box == (48, 24, 56, 32)
 
 
@@ -94,7 +95,7 @@ def test_a_trained_detector_explains_with_the_features_that_it_compares(tiny_tow
     detector = FusionMedCLIP(tiny_tower, config).fit(references)
     found = explain(detector, references[0], 50, 40, references=references)
     assert set(found.parts) == {"patch memory", "learned"}
-    assert found.distance == pytest.approx(0, abs=1e-4)
+    assert found.distance == pytest.approx(0, abs=1e-3)
     assert found.views[0].matches[0].label == "scan 1"
 
 

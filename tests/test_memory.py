@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fmclip.maps import smooth_inside
-from fmclip.memory import ReferenceMemory, patch_content, patch_weight
+from fmclip.memory import ReferenceMemory
+from fmclip.patch_grid import patch_content, patch_weight
 from fmclip.views import View, default_views, view_features, weigh, weigh_places
 from fmclip.whitening import shrunk
 
@@ -21,15 +22,22 @@ def memory() -> ReferenceMemory:
     return ReferenceMemory.learn(levels(4), torch.ones(4, 32, 32, dtype=torch.bool), VIEWS)
 
 
+def mean_over(patches: torch.Tensor, bank: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Power mean with exponent -8 over the references of the distance to the nearest patch of each."""
+    nearest = torch.stack([torch.cdist(patches, bank[owner == scan]).amin(dim=1) for scan in owner.unique()], dim=1)
+    return nearest.double().pow(-8).mean(dim=1).pow(-1 / 8).float()
+
+
 def test_distances_equal_a_brute_force_search(memory):
     query = levels(2, seed=1)
     distances, residuals = memory.compare(query, residuals=True)
     for index, look in enumerate(view_features(query, VIEWS)):
         patches = look.permute(0, 2, 3, 1).reshape(-1, look.shape[1]) @ memory.whitening[index]
-        expected = torch.cdist(patches, memory.bank[index]).amin(dim=1) / memory.scale[index]
+        expected = mean_over(patches, memory.bank[index], memory.owner) / memory.scale[index]
         torch.testing.assert_close(distances[:, index].flatten(), expected, atol=1e-4, rtol=1e-4)
-        if index < len(residuals):  # of the views that show appearance
-            torch.testing.assert_close(residuals[index].norm(dim=1).flatten(), expected, atol=1e-4, rtol=1e-4)
+        if index < len(residuals):  # of the views that are learned from: to the nearest patch of all
+            nearest = torch.cdist(patches, memory.bank[index]).amin(dim=1) / memory.scale[index]
+            torch.testing.assert_close(residuals[index].norm(dim=1).flatten(), nearest, atol=1e-4, rtol=1e-4)
 
 
 def test_a_reference_never_meets_itself_when_left_out(memory):
@@ -80,8 +88,8 @@ def test_references_that_share_a_whitening_are_compared_with_one_that_has_seen_n
         stacked = torch.stack(residuals)
         covariance = shrunk(stacked.T @ stacked / len(stacked), 0.1)
         white = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-        others = patches[owner != scan].flatten(0, 1)
-        expected = torch.cdist(patches[scan] @ white, others @ white).amin(dim=1)
+        others, of = patches[owner != scan].flatten(0, 1) @ white, owner[owner != scan].repeat_interleave(64)
+        expected = mean_over(patches[scan] @ white, others, of)
         torch.testing.assert_close(found[scan].flatten(), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -105,7 +113,7 @@ def test_the_residuals_alone_are_those_of_the_comparison():
     memory = ReferenceMemory.learn(references, torch.ones(4, 32, 32, dtype=torch.bool), views)
     _, expected = memory.compare(references, torch.arange(4), residuals=True)
     found = memory.residuals(references, torch.arange(4))
-    assert len(found) == len(expected) == sum(view.shows_appearance for view in views)
+    assert len(found) == len(expected) == sum(view.is_learned_from for view in views)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -144,6 +152,34 @@ def test_the_ends_show_surroundings_and_the_levels_between_appearance():
     assert [(view.level, view.kind) for view in default_views(3, levels=[1])] == [
         (1, kind) for kind in ("direction", "context", "mirror")
     ]
+
+
+def test_a_level_that_looks_ahead_says_where_and_not_whether():
+    plain, views = default_views(3), default_views(4, looks_ahead=True)
+    (ahead,) = (view for view in views if view.level == 3)
+    assert (ahead.kind, ahead.weight, ahead.map_weight) == ("direction", 0.0, 1.75)
+    assert not ahead.is_learned_from
+    assert [view for view in views if view != ahead] == list(plain)
+    assert default_views(4, levels=[0, 1, 2], looks_ahead=True) == plain
+    assert [view.weight for view in default_views(4, levels=[3], looks_ahead=True)] == [1.0] * 3
+    distances = torch.rand(2, len(views), 8, 8)
+    changed = distances.clone()
+    changed[:, views.index(ahead)] += 1
+    torch.testing.assert_close(weigh(changed, views), weigh(distances, views))
+    assert (weigh_places(changed, views) - weigh_places(distances, views)).min() > 0.2
+
+
+def test_one_reference_that_is_like_the_scan_makes_it_normal_and_several_more_so():
+    """A type of normal scan that few references show is no anomaly, nor is a scan that was called normal."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = 3 * torch.randn(2, 12, 1, 1, generator=generator)
+    references = kinds[[0, 0, 0, 0, 0, 0, 1]] + 0.3 * torch.randn(7, 12, 8, 8, generator=generator)
+    query = kinds[[0, 1]] + 0.3 * torch.randn(2, 12, 8, 8, generator=generator)
+    odd = 3 * torch.randn(1, 12, 1, 1, generator=generator) + 0.3 * torch.randn(1, 12, 8, 8, generator=generator)
+    memory = ReferenceMemory.learn([references], torch.ones(7, 32, 32, dtype=torch.bool), (View(0, "direction"),))
+    common, rare, anomalous = memory.compare([torch.cat([query, odd])])[0].mean(dim=(1, 2, 3))
+    assert common < rare < 1.5 * common
+    assert anomalous > 2 * rare
 
 
 def test_the_context_view_sees_what_is_normal_elsewhere_but_not_in_this_scan():

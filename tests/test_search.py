@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from fmclip.search import Search, greedy_coreset, k_nearest, nearest, nearest_in_others
+from fmclip.search import (
+    Rows,
+    Search,
+    distances_by_scan,
+    greedy_coreset,
+    k_nearest,
+    nearest,
+    nearest_in_others,
+    soft_nearest,
+)
 
 
 @pytest.fixture
@@ -44,18 +53,53 @@ def test_the_second_nearest_lies_in_yet_another_scan(banks, scans):
 
 def test_the_distance_is_the_mean_over_the_neighbours(banks):
     patches, bank = banks
-    found = nearest(patches, bank)
-    apart = (patches - bank[found]).norm(dim=1)
+    rows = Rows(torch.arange(20) // 5, 4)
     table = torch.cdist(patches, bank).sort(dim=1).values
-    torch.testing.assert_close(Search().distance(patches, bank, found, apart), table[:, 0])
-    torch.testing.assert_close(Search(3).distance(patches, bank, found, apart), table[:, :3].mean(dim=1))
+    torch.testing.assert_close(Search("patches").distance(patches, bank, rows), table[:, 0])
+    torch.testing.assert_close(Search("patches", 3).distance(patches, bank, rows), table[:, :3].mean(dim=1))
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (2, 9, 3, 6)])
+def test_each_scan_is_searched_by_itself(banks, sizes):
+    patches, bank = banks
+    expected = torch.stack([own.amin(dim=1) for own in torch.cdist(patches, bank).split(sizes, dim=1)], dim=1)
+    torch.testing.assert_close(distances_by_scan(patches, bank, sizes), expected)
+
+
+def test_the_mean_over_references_leans_on_the_nearest_and_does_not_fall_with_their_number(banks):
+    patches, bank = banks
+    rows = Rows(torch.arange(20) // 5, 4)
+    apart = distances_by_scan(patches, bank, rows.sizes)
+    found = Search().distance(patches, bank, rows)
+    torch.testing.assert_close(found, apart.pow(-8).mean(dim=1).pow(-1 / 8))
+    assert ((apart.amin(dim=1) < found) & (found < apart.mean(dim=1))).all()
+    torch.testing.assert_close(soft_nearest(torch.full((3, 2), 0.7)), soft_nearest(torch.full((3, 32), 0.7)))
+    left_out = torch.tensor([0, 1, 2, 3, 0, 1, -1])
+    without = Search().distance(patches, bank, rows, left_out)
+    for row, scan in enumerate(left_out.tolist()):
+        others = [apart[row, one] for one in range(4) if one != scan]
+        torch.testing.assert_close(without[row], torch.stack(others).pow(-8).mean().pow(-1 / 8))
+
+
+def test_a_reference_that_is_left_out_does_not_count_even_where_it_is_the_scan_itself():
+    apart = torch.tensor([[0.0, 0.5, 1.0]])
+    torch.testing.assert_close(soft_nearest(apart, torch.tensor([[0, -1]])), soft_nearest(apart[:, 1:]))
+    assert soft_nearest(apart)[0] < 1e-5
+
+
+def test_a_region_that_was_called_normal_counts_by_itself(banks):
+    patches, bank = banks
+    plain = Search().distance(patches, bank[:15], Rows(torch.arange(15) // 5, 3))
+    near = Search().distance(patches, torch.cat([bank[:15], patches[:1]]), Rows(torch.arange(16) // 5, 3))
+    assert near[0] < 1e-3
+    assert (near <= plain).all()
 
 
 def test_reweighting_follows_equation_7_of_patchcore(banks):
     patches, bank = banks
     found = nearest(patches, bank)
     apart = (patches - bank[found]).norm(dim=1)
-    weighed = Search(reweighting=3).distance(patches, bank, found, apart)
+    weighed = Search("patches", reweighting=3).distance(patches, bank, Rows(torch.arange(20) // 5, 4))
     for row, patch in enumerate(patches):
         around = torch.cdist(bank[found[row]][None], bank)[0].argsort()[:4]  # m* and its three neighbours
         apart_from = (patch - bank[around]).norm(dim=1)

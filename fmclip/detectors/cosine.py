@@ -24,7 +24,7 @@ from fmclip.detectors.events import OnEvent, Ready, StageStarted
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.errors import CheckpointError
 from fmclip.maps import average_maps
-from fmclip.memory import patch_content
+from fmclip.patch_grid import patch_content
 from fmclip.scans import Scan
 
 STAGE = "mean embedding"

@@ -48,12 +48,13 @@ from fmclip.detectors.training import (
 )
 from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
 from fmclip.maps import average_maps, smooth_inside, smooth_map
-from fmclip.memory import ReferenceMemory, grid_of, patch_content, patch_weight
+from fmclip.memory import ReferenceMemory
+from fmclip.patch_grid import grid_of, patch_content, patch_weight
 from fmclip.process import give_back
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
-from fmclip.views import default_views, levels_needed
+from fmclip.views import levels_needed, tower_views
 
 References: TypeAlias = tuple[list[Tensor], ReferenceMemory, Tensor]
 """Features of the references, the memory learned from them, and their distances to it as `learn_memory` has them."""
@@ -205,7 +206,7 @@ class FusionMedCLIP(Detector):
         return looked
 
     def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
-        views = default_views(len(self.tower.layers))
+        views = tower_views(self.tower)
         return ReferenceMemory.learn(features, content, views, self.config.shrinkage, references=references)
 
     def _evidence(
@@ -225,7 +226,7 @@ class FusionMedCLIP(Detector):
         distances, residuals = memory.compare(features, own, residuals=network is not None)
         if honest is not None:  # the references: as large as they are to a memory that has never seen them
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
-            shown = [place for place, view in enumerate(memory.views) if view.shows_appearance]
+            shown = [place for place, view in enumerate(memory.views) if view.is_learned_from]
             residuals = [one * growth[:, place, None] for place, one in zip(shown, residuals, strict=True)]
             distances = honest
         remembered = memory_evidence(memory, distances, content, sigmas)
@@ -315,7 +316,7 @@ class FusionMedCLIP(Detector):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned."""
         assert self.reference_scores_ is not None, "the checkpoint sets the reference scores first"
-        views = default_views(len(self.tower.layers))
+        views = tower_views(self.tower)
         generator = torch.Generator().manual_seed(self.config.seed)
         network_state = _with_prefix(state, "network.")
         lora_state = _with_prefix(state, "lora.")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import Prediction
 from fmclip.maps import resize_map
-from fmclip.memory import grid_of, patch_content
+from fmclip.patch_grid import grid_of, patch_content
 from fmclip.scans import Letterbox
 
 

@@ -37,7 +37,7 @@ class FusionNetwork(nn.Module):
         self, tower: Tower, views: Sequence[View], config: FusionMedCLIPConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.views = tuple(view for view in views if view.shows_appearance)
+        self.views = tuple(view for view in views if view.is_learned_from)
         self.levels = tuple(sorted({view.level for view in self.views}))
         self.reads_residuals = config.features == "residual"
         self.prompts = PromptLearner(tower, config.scan_type, config.context_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from fmclip.detectors.evidence import (
 )
 from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_inside, smooth_map
-from fmclip.memory import SHRINKAGE, ReferenceMemory, grid_of, patch_weight
+from fmclip.memory import SHRINKAGE, ReferenceMemory
+from fmclip.patch_grid import grid_of, patch_weight
 from fmclip.scans import Scan
 from fmclip.search import Search
 from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
-from fmclip.views import View, default_views, levels_needed, weigh, weigh_places
+from fmclip.views import View, levels_needed, tower_views, weigh, weigh_places
 
 Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
 
@@ -49,8 +50,12 @@ class PatchMemoryConfig(DetectorConfig):
     levels: tuple[int, ...] = setting((), "which of the tower's levels for patches, 0 the shallowest; none takes all")
     coreset: float = setting(1.0, "share of the reference patches that is kept")
     copies: int = setting(0, "varied copies of each reference (moved, turned, brighter) that are remembered too")
-    neighbours: int = setting(1, "reference patches over which the distance is averaged")
-    reweighting: int = setting(0, "neighbours that weigh the distance (PatchCore, Eq. 7); 0 leaves it out")
+    over: Literal["references", "patches"] = setting(
+        "references",
+        "nearest patch of each reference, averaged so that near ones count most, or nearest of all patches",
+    )
+    neighbours: int = setting(1, "with over=patches: reference patches over which the distance is averaged")
+    reweighting: int = setting(0, "with over=patches: neighbours that weigh the distance (PatchCore, Eq. 7); 0: none")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -60,6 +65,10 @@ class PatchMemoryConfig(DetectorConfig):
         """
         if not 0 < self.coreset <= 1 or self.copies < 0 or self.neighbours < 1 or self.reweighting < 0:
             raise ValueError("coreset lies above 0 and up to 1, copies and reweighting from 0, neighbours from 1")
+        if self.over not in ("references", "patches"):
+            raise ValueError("over is references or patches")
+        if self.over == "references" and (self.coreset < 1 or self.neighbours > 1 or self.reweighting > 0):
+            raise ValueError("coreset, neighbours and reweighting mix the patches of all references: set over=patches")
 
     @classmethod
     def preset(cls, name: str = "full", **overrides: Any) -> PatchMemoryConfig:
@@ -124,10 +133,10 @@ class PatchMemory(Detector):
         )
 
     def _views(self) -> tuple[View, ...]:
-        return default_views(len(self.tower.layers), self.config.levels)
+        return tower_views(self.tower, self.config.levels)
 
     def _search(self) -> Search:
-        return Search(self.config.neighbours, self.config.reweighting)
+        return Search(self.config.over, self.config.neighbours, self.config.reweighting)
 
     def _copies(self, pixels: Tensor, content: Tensor) -> list[Tensor]:
         """Varied copies of references [k, 3, S, S], a tensor of the same shape for each round."""

@@ -29,7 +29,7 @@ from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.errors import TowerError
 from fmclip.losses import focal_loss
 from fmclip.maps import average_maps, similarity_map
-from fmclip.memory import grid_of, patch_content
+from fmclip.patch_grid import grid_of, patch_content
 from fmclip.prompts import PromptLearner
 from fmclip.towers import Tower
 

@@ -26,7 +26,7 @@ from fmclip.detectors.samples import SYNTHESIS, Samples, balanced_batches, from_
 from fmclip.errors import CheckpointError, ReferenceSetError, Stopped
 from fmclip.losses import dice_loss, focal_loss
 from fmclip.maps import resize_map
-from fmclip.memory import grid_of
+from fmclip.patch_grid import grid_of
 from fmclip.scans import Scan
 
 READING = "features"

@@ -24,7 +24,8 @@ from fmclip.detectors.synthetic import SYNTHESIS as SYNTHESIS
 from fmclip.errors import Stopped
 from fmclip.losses import dice_loss, focal_loss, image_score
 from fmclip.maps import resize_map
-from fmclip.memory import ReferenceMemory, grid_of
+from fmclip.memory import ReferenceMemory
+from fmclip.patch_grid import grid_of
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
 from fmclip.views import levels_needed

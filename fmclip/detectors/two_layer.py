@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fmclip.detectors.base import setting
 from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.losses import focal_loss
-from fmclip.memory import grid_of, patch_content
+from fmclip.patch_grid import grid_of, patch_content
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def maps(finding: Finding, threshold: float, opacity: float, colours: str, why: 
     if why is not None:
         small = _small(finding.scan, why.explanation.views[0].map.shape)
         drawn = "".join(
-            draw(_title(view), f"{100 * view.share:.0f} % of the score", view.map, 0.5, small)
+            draw(_title(view), f"{100 * view.share:.0f} % of the answer", view.map, 0.5, small)
             for view in why.explanation.views
         )
         drawn += "".join(draw(name, LOOKS[name], look, 0.5, small) for name, look in why.looks.items())
@@ -154,7 +154,7 @@ def _row(scan: Scan, box: tuple[int, int, int, int], view: ViewExplanation) -> s
     here = f'<figure><img src="{picture}" alt="the spot"><figcaption>here</figcaption></figure>'
     return (
         f'<div class="fm-view"><p><b>{escape(_title(view))}</b> distance {view.distance:.2f}'
-        f"<small>{100 * view.share:.0f} % of the score</small></p>"
+        f"<small>{100 * view.share:.0f} % of the answer</small></p>"
         f'<div class="fm-matches">{here}{"".join(_match(match) for match in view.matches)}</div></div>'
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmclip.errors import TowerError
 from fmclip.towers import lora
+from fmclip.towers.ahead import Ahead
 from fmclip.towers.attention import split_attention
 from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
 from fmclip.towers.folding import Folded
@@ -123,6 +124,11 @@ class Tower:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns (H_j, W_j) of each level."""
         return tuple(level.grid for level in self._levels)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the deepest level in use is a block of the scale beyond, see `towers.ahead`."""
+        return isinstance(self._levels[-1].place, Ahead)
 
     @property
     def all_layers(self) -> tuple[str, ...]:
@@ -321,7 +327,7 @@ class Tower:
         """
         if self._adapted:
             raise TowerError("This tower has LoRA already; start from the plain one.")
-        settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "depth": depth}
+        settings: Any = {"rank": rank, "alpha": alpha, "dropout": dropout, "depth": depth}
         visual = lora.add_lora(self._visual, self._places, self.image_size, **settings, generator=generator)
         return self._variant(_visual=visual, _adapted=True)
 
@@ -363,9 +369,7 @@ class Tower:
 
     def merged(self) -> Tower:
         """Fold LoRA into plain layers of a new tower; this one is untouched and all other tensors are shared."""
-        if not self._adapted:
-            return self
-        return self._variant(_visual=lora.merge_lora(self._visual), _adapted=False)
+        return self._variant(_visual=lora.merge_lora(self._visual), _adapted=False) if self._adapted else self
 
     @property
     def _answering(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fmclip.towers.ahead import Ahead
 from fmclip.towers.taps import SKETCH, Tap
 from fmclip.towers.vision import Features, Level, block_name, blocks_in_order, is_adaptable, run_shapes, share
 
@@ -29,16 +30,18 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
 
     Returns:
         The levels, from shallow to deep; where that scale has fewer than four blocks, those of `levels` that are at
-        least half as fine as the finest.
+        least half as fine as the finest. Of a pyramid with a scale beyond, then one that looks ahead (`towers.ahead`).
     """
     finest = max(rows for rows, _ in (level.grid for level in levels))
     scales = tuple(level for level in levels if 2 * level.grid[0] >= finest)
     last = scales[-1]
     if kind == "transformer" or not isinstance(last.place, int):
         return scales
+    ahead = [_level_ahead(visual, last, level, image_size) for level in levels[len(scales) : len(scales) + 1]]
+    beyond = [level for level in ahead if level is not None]
     blocks = _blocks_at(visual, last, image_size)
     if len(blocks) < 4:
-        return scales
+        return (*scales, *beyond)
     quarter, three_quarters = (math.ceil(len(blocks) * depth) for depth in (1 / 4, 3 / 4))
     first, second = blocks[quarter - 1], blocks[three_quarters - 1]
     shallow = Level(f"{last.name}, block {quarter}", Tap(first.name, last.place), first.width, last.grid)
@@ -47,7 +50,30 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
     else:
         tap = Tap(second.projection, last.place, is_input=True)
         middle = Level(f"{last.name}, inside block {three_quarters}", tap, min(second.inner_width, SKETCH), last.grid)
-    return shallow, middle, last
+    return (shallow, middle, last, *beyond)
+
+
+def _level_ahead(visual: nn.Module, last: Level, following: Level, image_size: int) -> Level | None:
+    """The first block behind `last`, on its grid; None where no block reads just that, or where the grid is lost."""
+    assert isinstance(last.place, int)
+    readers: list[tuple[str, Any]] = []
+    probe = share(visual)  # other threads may be running the tower itself
+    for name in blocks_in_order(visual, [following.place], image_size):
+        probe.get_submodule(name).register_forward_pre_hook(
+            lambda _m, args, name=name: readers.append((name, args[0] if len(args) == 1 else None))
+        )
+    found = run_shapes(Features(probe, [last.place, following.place]), image_size)
+    names = [name for name, given in readers if given is found[0]]
+    if not names:
+        return None
+    place = Ahead(max(names, key=len), last.place)  # a stage may hold the block, and reads the same
+    try:
+        *_, shown = run_shapes(Features(share(visual), [last.place, place]), image_size)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    if tuple(shown.shape[2:]) != last.grid:
+        return None
+    return Level(f"{following.name} on the grid of {last.name}", place, shown.shape[1], last.grid)
 
 
 @dataclass

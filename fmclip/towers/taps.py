@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmclip.towers.ahead import Ahead
+
 SKETCH = 128
 """Channels to which hidden activations are brought; more bring nothing (benchmarks/NOTES.md)."""
 
@@ -52,8 +54,8 @@ class Tap:
         return sketch(tapped[self.module]) if self.is_input else tapped[self.module]
 
 
-Place: TypeAlias = int | Tap
-"""Where features are taken: one of the tower's own intermediate features, or a tap."""
+Place: TypeAlias = int | Tap | Ahead
+"""Where features are taken: one of the tower's own intermediate features, a tap, or a block behind one of them."""
 
 
 @contextmanager

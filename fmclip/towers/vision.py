@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.errors import TowerError
+from fmclip.towers.ahead import Ahead, without_strides
 from fmclip.towers.taps import Place, Tap, index_of, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
@@ -53,15 +54,29 @@ class Features(nn.Module):
         self.taps = [place for place in places or () if isinstance(place, Tap)]
         for tap in self.taps:
             tap.listen(visual)
+        self.ahead = nn.ModuleDict(  # names of modules hold no dots
+            {
+                str(row): without_strides(share(visual.get_submodule(place.block)))
+                for row, place in enumerate(places or ())
+                if isinstance(place, Ahead)
+            }
+        )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return one [B, C_j, H_j, W_j] for each level, from normalised pixels [B, 3, S, S]."""
-        if self.places is None or self.indices is None or not self.taps:
+        if self.places is None or self.indices is None or not (self.taps or self.ahead):
             return self._intermediates(pixels)
         with tapping() as tapped:
             found = self._intermediates(pixels)
-        levels = dict(zip(self.indices, found, strict=True))
-        return [levels[place] if isinstance(place, int) else place.read(tapped) for place in self.places]
+        own = dict(zip(self.indices, found, strict=True))
+        levels = []
+        for row, place in enumerate(self.places):
+            if isinstance(place, Tap):
+                levels.append(place.read(tapped))
+            else:
+                level = own[index_of(place)]
+                levels.append(self.ahead[str(row)](level) if isinstance(place, Ahead) else level)
+        return levels
 
     def _intermediates(self, pixels: Tensor) -> list[Tensor]:
         from open_clip.modified_resnet import ModifiedResNet

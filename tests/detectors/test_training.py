@@ -11,7 +11,7 @@ from fmclip.detectors.network import FusionNetwork
 from fmclip.detectors.training import synthesise, train_stage2, train_stage3
 from fmclip.memory import ReferenceMemory
 from fmclip.towers import get_tower
-from fmclip.views import default_views
+from fmclip.views import tower_views
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-resnet"])
@@ -21,7 +21,7 @@ def setting(request):
     generator = torch.Generator().manual_seed(0)
     pixels, content, _ = to_pixels([normal_scan(seed) for seed in range(4)], tower)
     pool = synthesise(pixels, content, config, generator, ignore)
-    views = default_views(len(tower.layers))
+    views = tower_views(tower)
     memory = ReferenceMemory.learn(tower.features(pixels), content, views)
     return tower, config, generator, pixels, content, pool, memory
 

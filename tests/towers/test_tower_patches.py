@@ -28,7 +28,7 @@ def test_layers_that_were_chosen_are_kept(convnext):
     ("vision", "layers"),
     [
         ("timm convnext", ("stride 16, block 1", "stride 16, block 3", "stride 16")),
-        ("resnet", ("stride 8", "stride 16")),  # too few blocks to choose among
+        ("resnet", ("stride 8", "stride 16", "stride 32 on the grid of stride 16")),  # too few blocks to choose among
     ],
 )
 def test_a_pyramid_compares_patches_at_several_depths_of_one_scale(vision, layers):
@@ -60,13 +60,50 @@ def test_taps_give_what_the_blocks_give(convnext):
     assert len(convnext.for_patches().features(pixels, levels=1)) == 1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("vision", ["resnet", pytest.param("mini", marks=pytest.mark.slow)])
+def test_a_level_that_looks_ahead_is_the_next_block_at_every_place(vision):
+    """Where the block itself looks, on its coarser grid, both see the same (a pooled block sees a little more)."""
+    tower = get_tower("mini") if vision == "mini" else make_tower(VISION[vision])[0]
+    own = tower.for_patches()
+    assert own.looks_ahead
+    assert not tower.looks_ahead
+    pixels = pixels_for(tower)
+    finer = own.features(pixels)[-1]
+    assert finer.shape[2:] == own.features(pixels)[-2].shape[2:]
+    if vision != "mini":
+        return
+    outputs = []
+    hook = tower.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
+    tower.model.visual(tower.normalise(pixels))
+    hook.remove()
+    coarse = outputs[0]  # [B, 208, 7, 7]; of a 5 x 5 window "same" padding takes one row and column before, two behind
+    torch.testing.assert_close(
+        finer[:, :, 1::2, 1::2][:, :, 1:-1, 1:-1], coarse[:, :, 1:-1, 1:-1], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_lora_leaves_the_block_ahead_alone(convnext):
+    tower = make_tower(VISION["resnet"])[0].for_patches()
+    adapted = tower.with_lora(2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for weight in adapted.lora_parameters():
+            weight.add_(0.1)
+    pixels = pixels_for(tower)
+    for parameter in adapted.lora_parameters():
+        parameter.grad = None
+    sum(level.sum() for level in adapted.features(pixels, 2)).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapted.lora_parameters())
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_inverted_bottleneck_shows_what_is_inside():
     mini = get_tower("mini")
     own = mini.for_patches()
-    assert own.layers == ("stride 16, block 2", "stride 16, inside block 6", "stride 16")
-    assert own.widths == (88, SKETCH, 120)
+    ahead = "stride 32 on the grid of stride 16"
+    assert own.layers == ("stride 16, block 2", "stride 16, inside block 6", "stride 16", ahead)
+    assert own.widths == (88, SKETCH, 120, 208)
     hidden = []
     block = mini.model.visual.trunk.blocks[4][1]
     hook = block.conv_pwl.register_forward_pre_hook(lambda _module, args: hidden.append(args[0]))
