@@ -23,8 +23,8 @@ MAP_SMOOTHING = 0.8
 
 SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
 
-MEMORY_SPREAD = SpreadPrior(scans=4, spread=0.15)
-"""How far reference scores that rest on a patch memory lie apart: 5 % of the evidence, `SHARPNESS` times that in
+MEMORY_SPREAD = SpreadPrior(scans=4, spread=0.12)
+"""How far reference scores that rest on a patch memory lie apart: 4 % of the evidence, `SHARPNESS` times that in
 log-odds. Chosen on the tuning half of two scan types, whose references spread alike (benchmarks/NOTES.md)."""
 
 
