@@ -1,4 +1,4 @@
-"""Patch memory: the distance of each patch to the nearest patch of the reference scans; nothing is trained."""
+"""Patch memory: the distance of each patch to the nearest patches of the reference scans; nothing is trained."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class PatchMemory(Detector):
     title = "Patch memory"
     compares_patches = True
     spread_prior = MEMORY_SPREAD
-    summary = "Each patch against the nearest reference patch. Nothing is trained: answers within seconds."
+    summary = "Each patch against the nearest patch of each reference. Nothing is trained: answers within seconds."
 
     memory_: ReferenceMemory
 

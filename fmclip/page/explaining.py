@@ -27,7 +27,7 @@ ASK = "Click a spot on the scan: here you see the patches of the reference scans
 NOT_AT_HAND = "The adapter came from a file, which holds no pictures: the reference patches have numbers only."
 MAP_NAMES = {"patch memory": "Patch memory", "learned": "Learned map"}
 MAP_HINTS = {
-    "patch memory": "distance to the nearest patch of all references; its height says how odd, its shape where",
+    "patch memory": "distance to the nearest patches of the references; its height says how odd, its shape where",
     "learned": "from prompts and adapters trained on synthetic anomalies",
 }
 
@@ -111,8 +111,8 @@ def answer(why: Why | None) -> str:
     return (
         f'<div class="fm-why" role="region" aria-label="why this spot"><h4>Distance {told.distance:.2f}</h4>'
         f"<p>This patch is {far} the oddest patch of a normal scan, whose distance is 1 on average. Each row is one "
-        f"way of looking; patches near in one row may be far in another. All rows count for the score, those of deeper "
-        f"layers alone for where the map is high.</p>{hint}{rows}</div>"
+        f"way of looking; patches near in one row may be far in another. The shallowest layer counts for the score "
+        f"alone, the next scale on a finer grid for where the map is high, the others for both.</p>{hint}{rows}</div>"
     )
 
 
