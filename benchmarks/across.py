@@ -6,22 +6,26 @@ ROOT holds `brainmri` and `busi`, as for `python -m fmclip evaluate`. Two sets o
 the example cases beside this folder are a set of their own for two kinds: T1 slices of one healthy head, and simulated
 breast ultrasound, both with simulated lesions. Each way is measured: what is learned from one head or from simulated
 scans, asked about patients, and the other way round; beside it what is learned from the tested set itself. Of patients
-the report half is asked about. With two folders of one kind `python -m fmclip evaluate ROOT --fit-on A --dataset B`
-does the same.
+the report half is asked about, and the same scans whatever was learned from. With two folders of one kind
+`python -m fmclip evaluate ROOT --fit-on A --dataset B` does the same.
 
-It writes results/across.json and across.md. No setting was chosen by this table.
+It writes results/across.json and across.md. No setting was chosen by this table; that other settings do no harm to the
+example cases was looked at (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.quality import header
 from fmclip.errors import FmclipError
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Results, Run, Skipped, load_datasets, run_plan, summarise
 from fmclip.evaluation.datasets import Case
+from fmclip.evaluation.protocol import split_cases
 from fmclip.evaluation.tables import percent, skipped_lines
 from fmclip.towers import get_tower
 
@@ -41,8 +45,8 @@ def main() -> None:
         for real in load_datasets(options.root, list(PAIRS)):
             simulated = examples[PAIRS[real.name]]
             for tested, half in ((real, Half.REPORT), (simulated, Half.ALL)):
-                for source in (real, simulated):
-                    plan = Plan([tested], METHODS, [options.k], range(options.seeds), "full", half=half, fit_on=source)
+                other = simulated if tested is real else real
+                for plan in plans(tested, other, half, options.k, range(options.seeds)):
                     for result in run_plan(plan, tower, journal=journal):
                         results.add(result)
                         print(_line(result), flush=True)
@@ -55,6 +59,14 @@ def main() -> None:
     text = "\n".join([*header("Across data sets", command), *table(results.runs), "", *skipped])
     (options.out / "across.md").write_text(text.rstrip() + "\n", encoding="utf-8")
     print(text)
+
+
+def plans(tested: Dataset, other: Dataset, half: Half, k: int, seeds: Sequence[int]) -> Iterator[Plan]:
+    """What is learned from the tested set, and from the other one, asked about the same scans."""
+    for seed in seeds:
+        rest = replace(tested, cases=split_cases(tested.cases, k, seed, half=half).test)
+        yield Plan([tested], METHODS, [k], [seed], "full", half=half)
+        yield Plan([rest], METHODS, [k], [seed], "full", half=half, fit_on=other)
 
 
 def example_datasets(folder: Path = EXAMPLES) -> dict[str, Dataset]:
@@ -78,14 +90,16 @@ def example_datasets(folder: Path = EXAMPLES) -> dict[str, Dataset]:
 def table(runs: list[Run]) -> list[str]:
     """One row for each tested set, source and method."""
     rows = [
-        "| tested on | learned from | method | image AUROC | normal above the threshold | abnormal above it | pixels |",
+        "| tested on (normal, abnormal) | learned from | method | image AUROC | normal above the threshold | "
+        "abnormal above it | pixel AUROC |",
         "|---|---|---|---|---|---|---|",
     ]
+    counts = {run.row.dataset: f"{run.row.n_normal}, {run.row.n_abnormal}" for run in runs}
     for own in summarise(runs):
         mean, spread = own.metrics["specificity"]
         values = (own.metrics["image_auroc"], (1 - mean, spread), own.metrics["sensitivity"])
         cells = [percent(one) for one in (*values, own.metrics.get("pixel_auroc"))]
-        rows.append(f"| {own.dataset} | {own.fit_on} | {own.method} | {' | '.join(cells)} |")
+        rows.append(f"| {own.dataset} ({counts[own.dataset]}) | {own.fit_on} | {own.method} | {' | '.join(cells)} |")
     return rows
 
 

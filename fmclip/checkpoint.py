@@ -32,7 +32,8 @@ from fmclip.views import tower_views
 FORMAT = "fmclip-adapter"
 FORMAT_VERSION = 5
 """2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`;
-4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`."""
+4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`; 5: distances
+lean on all references, whose patches lie scan by scan, see `fmclip.search`; a level looks ahead, see `towers.ahead`."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -40,7 +40,7 @@ Box: TypeAlias = tuple[int, int, int, int]
 
 @runtime_checkable
 class HasPatchMemory(Protocol):
-    """A detector whose answer rests on the nearest reference patches."""
+    """A detector whose answer rests on the nearest patches of the references."""
 
     memory_: ReferenceMemory
 

@@ -1,4 +1,4 @@
-"""The patch memory of the reference scans: how far is each patch from the nearest reference patch, and in what way.
+"""The patch memory of the reference scans: how far is each patch from the nearest of theirs, and in what way.
 
 A nearest-neighbour memory (PatchCore, Roth et al. 2022, without its coreset) with four changes, each chosen on the
 tuning half (benchmarks/NOTES.md):
@@ -105,7 +105,12 @@ class ReferenceMemory:
 
         Returns:
             The memory; k must be at least 2, so that each scan has another to be compared with.
+
+        Raises:
+            ValueError: A coreset is to be searched reference by reference.
         """
+        if coreset < 1 and (search is None or search.over == "references"):
+            raise ValueError("a coreset mixes the patches of all references: search over patches")
         seen = view_features(features, views)
         n = seen[0].shape[0]
         k = references or n

@@ -56,12 +56,13 @@ class Search:
             regions = apart[:, rows.references :]
             return torch.minimum(answer, regions.amin(dim=1)) if regions.shape[1] else answer
         found = k_nearest(patches, bank, self.neighbours, rows.owner, left_out)  # [P, n]
-        near = _norms(patches, bank, found)
-        answer, apart = near.mean(dim=1), near[:, 0]
+        near, counts = _norms(patches, bank, found), _counts(found, rows.owner, left_out)
+        answer, apart = (near * counts).sum(dim=1) / counts.sum(dim=1), near[:, 0]
         if self.reweighting > 0:
             # [P, b + 1], the nearest patch itself among them
             around = k_nearest(bank[found[:, 0]], bank, self.reweighting + 1, rows.owner, left_out)
-            answer = answer * (1 - (apart - torch.logsumexp(_norms(patches, bank, around), dim=1)).exp())
+            other = _norms(patches, bank, around) + _counts(around, rows.owner, left_out).log()
+            answer = answer * (1 - (apart - torch.logsumexp(other, dim=1)).exp())
         return answer
 
 
@@ -95,6 +96,8 @@ def distances_by_scan(patches: Tensor, bank: Tensor, sizes: Sequence[int]) -> Te
     Returns:
         [P, S].
     """
+    centre = bank.mean(dim=0)  # what all have in common would only cost digits
+    patches, bank = patches - centre, bank - centre
     squares = patches.square().sum(dim=1, keepdim=True)  # [P, 1]
     parts = []
     for closeness in _closeness(patches, bank, None, None):  # [chunk, N]
@@ -112,7 +115,7 @@ def soft_nearest(apart: Tensor, left_out: Tensor | None = None) -> Tensor:
 
     Args:
         apart: [P, k] distances to each reference.
-        left_out: [P, S] references that do not count, -1 for none; at least one must count.
+        left_out: [P, S] references that do not count, -1 for none; where none would be left, all count.
 
     Returns:
         [P].
@@ -121,6 +124,7 @@ def soft_nearest(apart: Tensor, left_out: Tensor | None = None) -> Tensor:
     if left_out is not None:
         scans = torch.arange(apart.shape[1], device=apart.device)
         is_out = (left_out[:, :, None] == scans).any(dim=1)  # [P, k]
+        is_out = is_out & ~is_out.all(dim=1, keepdim=True)
         apart, count = apart.masked_fill(is_out, torch.inf), count - is_out.sum(dim=1)
     smallest = apart.amin(dim=1, keepdim=True)  # [P, 1]
     share = (smallest / apart).pow(SOFTNESS).sum(dim=1) / count  # [P], from 1 / k to 1
@@ -195,6 +199,16 @@ def greedy_coreset(patches: Tensor, size: int, generator: torch.Generator) -> Te
         chosen.append(int(apart.argmax()))
         apart = torch.minimum(apart, (patches - patches[chosen[-1]]).square().sum(dim=1))
     return torch.tensor(sorted(chosen), device=patches.device)
+
+
+def _counts(found: Tensor, owner: Tensor, left_out: Tensor | None) -> Tensor:
+    """1 for each row [P, n] that was found and 0 where it is of a scan that is left out [P, S], since the bank had no
+    more: [P, n]. The nearest always counts."""
+    counts = torch.ones(found.shape, device=found.device)
+    if left_out is not None:
+        counts = 1 - (owner[found][:, :, None] == left_out[:, None, :]).any(dim=2).to(counts)
+        counts[:, 0] = 1
+    return counts
 
 
 def _norms(patches: Tensor, bank: Tensor, rows: Tensor) -> Tensor:

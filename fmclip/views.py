@@ -179,13 +179,17 @@ def weigh_places(distances: Tensor, views: Sequence[View]) -> Tensor:
 
 
 def _weigh(distances: Tensor, views: Sequence[View], shares: Sequence[float]) -> Tensor:
-    weights = constant(tuple(shares), distances.device, distances.dtype).view(-1, 1, 1)
-    rows = constant(_others(views), distances.device, torch.long)
+    asked = [row for row, share in enumerate(shares) if share > 0]
+    others = tuple(place for place, row in enumerate(asked) if views[row].kind != "mirror")
+    distances = distances[:, constant(tuple(asked), distances.device, torch.long)]
+    weights = constant(tuple(shares[row] for row in asked), distances.device, distances.dtype).view(-1, 1, 1)
+    rows = constant(others, distances.device, torch.long)
     mean = (distances * weights)[:, rows].sum(dim=1) / weights[rows].sum()  # [B, h, w]
-    if len(rows) == len(views):
+    if len(others) == len(asked):
         return mean
     middle = midline(distances.shape[-2], distances.shape[-1], distances.device)  # [w]
-    informed = torch.where(middle & _is_mirror(views, distances.device), mean[:, None], distances)
+    is_mirror = constant(tuple(views[row].kind == "mirror" for row in asked), distances.device, torch.bool)
+    informed = torch.where(middle & is_mirror.view(-1, 1, 1), mean[:, None], distances)
     return (informed * weights).sum(dim=1) / weights.sum()
 
 
@@ -203,15 +207,6 @@ def _direction(features: Tensor) -> Tensor:
 def _reach(h: int, w: int) -> tuple[int, int]:
     """Places searched up and down, left and right of the mirrored place."""
     return max(1, round(h / 14)), max(1, round(w / 7))
-
-
-def _others(views: Sequence[View]) -> tuple[int, ...]:
-    return tuple(index for index, view in enumerate(views) if view.kind != "mirror")
-
-
-def _is_mirror(views: Sequence[View], device: torch.device) -> Tensor:
-    kinds = tuple(view.kind == "mirror" for view in views)
-    return constant(kinds, device, torch.bool).view(-1, 1, 1)  # [V, 1, 1]
 
 
 _MATCHES = {"context": context_match, "mirror": mirror_match}

@@ -337,6 +337,7 @@ def _with_metadata(data: bytes, **changes: str) -> bytes:
     [
         {"memory.bank.0": lambda bank: bank[:, :-1], "memory.whitening.0": lambda white: white[:-1, :-1]},
         {"memory.owner": lambda owner: owner[:-1]},
+        {"memory.owner": lambda owner: owner.flip(0)},
         {
             "memory.owner": lambda owner: owner.repeat(9),
             **{f"memory.bank.{index}": lambda bank: bank.repeat(9, 1) for index in range(4)},
@@ -354,6 +355,7 @@ def _with_metadata(data: bytes, **changes: str) -> bytes:
     ids=[
         "width",
         "owner",
+        "patches not scan by scan",
         "patches",
         "place",
         "place below 0",

@@ -224,7 +224,7 @@ class FusionMedCLIP(Detector):
         if network is None and honest is not None:
             return memory_evidence(memory, honest, content, sigmas), None
         distances, residuals = memory.compare(features, own, residuals=network is not None)
-        if honest is not None:  # the references: as large as they are to a memory that has never seen them
+        if honest is not None:  # the references: residuals grow as distances do in a memory that has never seen them
             growth = honest / distances.clamp_min(1e-6)  # [B, V, h, w]
             shown = [place for place, view in enumerate(memory.views) if view.is_learned_from]
             residuals = [one * growth[:, place, None] for place, one in zip(shown, residuals, strict=True)]

@@ -111,8 +111,9 @@ def answer(why: Why | None) -> str:
     return (
         f'<div class="fm-why" role="region" aria-label="why this spot"><h4>Distance {told.distance:.2f}</h4>'
         f"<p>This patch is {far} the oddest patch of a normal scan, whose distance is 1 on average. Each row is one "
-        f"way of looking; patches near in one row may be far in another. The shallowest layer counts for the score "
-        f"alone, the next scale on a finer grid for where the map is high, the others for both.</p>{hint}{rows}</div>"
+        f"way of looking, and its distance a mean over the references that leans on the nearest; patches near in one "
+        f"row may be far in another. The shallowest layer counts for the score alone, the next scale on a finer grid "
+        f"for where the map is high, the others for both.</p>{hint}{rows}</div>"
     )
 
 

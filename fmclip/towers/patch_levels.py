@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fmclip.towers.ahead import Ahead
+from fmclip.towers.ahead import Ahead, agrees, at_every_place
 from fmclip.towers.taps import SKETCH, Tap
 from fmclip.towers.vision import Features, Level, block_name, blocks_in_order, is_adaptable, run_shapes, share
 
@@ -54,26 +54,26 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
 
 
 def _level_ahead(visual: nn.Module, last: Level, following: Level, image_size: int) -> Level | None:
-    """The first block behind `last`, on its grid; None where no block reads just that, or where the grid is lost."""
+    """The first block behind `last`, on its grid; None where no block reads just that, or where it is another there."""
     assert isinstance(last.place, int)
     readers: list[tuple[str, Any]] = []
     probe = share(visual)  # other threads may be running the tower itself
-    for name in blocks_in_order(visual, [following.place], image_size):
+    names = list(blocks_in_order(visual, [following.place], image_size))
+    for name in names:
         probe.get_submodule(name).register_forward_pre_hook(
             lambda _m, args, name=name: readers.append((name, args[0] if len(args) == 1 else None))
         )
     found = run_shapes(Features(probe, [last.place, following.place]), image_size)
-    names = [name for name, given in readers if given is found[0]]
-    if not names:
-        return None
-    place = Ahead(max(names, key=len), last.place)  # a stage may hold the block, and reads the same
-    try:
+    for name, given in readers:
+        if given is not found[0] or any(other.startswith(f"{name}.") for other in names):  # a stage holds other blocks
+            continue
+        block = visual.get_submodule(name)
+        if not agrees(share(block), at_every_place(share(block)), last.width):
+            return None
+        place = Ahead(name, last.place)
         *_, shown = run_shapes(Features(share(visual), [last.place, place]), image_size)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    if tuple(shown.shape[2:]) != last.grid:
-        return None
-    return Level(f"{following.name} on the grid of {last.name}", place, shown.shape[1], last.grid)
+        return Level(f"{following.name} on the grid of {last.name}", place, shown.shape[1], last.grid)
+    return None
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.errors import TowerError
-from fmclip.towers.ahead import Ahead, without_strides
+from fmclip.towers.ahead import Ahead, at_every_place
 from fmclip.towers.taps import Place, Tap, index_of, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
@@ -56,7 +56,7 @@ class Features(nn.Module):
             tap.listen(visual)
         self.ahead = nn.ModuleDict(  # names of modules hold no dots
             {
-                str(row): without_strides(share(visual.get_submodule(place.block)))
+                str(row): at_every_place(share(visual.get_submodule(place.block)))
                 for row, place in enumerate(places or ())
                 if isinstance(place, Ahead)
             }

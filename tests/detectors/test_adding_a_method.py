@@ -74,6 +74,12 @@ def test_it_adapts_predicts_and_is_measured_from_the_shell(folder, tmp_path):
     assert row["pixel_auroc"] > 0.9
 
 
+def test_two_references_do(tmp_path, folder):
+    for seed in range(2, 10):
+        (folder / "normal" / f"{seed}.png").unlink()
+    _run("adapt", folder / "normal", "--method", "mean_picture", "--tower", "tiny", "--out", tmp_path / "a.safetensors")
+
+
 def test_the_page_offers_it():
     choices = methods.offer(Visitor(Session("tiny", "cpu")))["method"]["choices"]
     assert ("Mean picture", "mean_picture") in choices

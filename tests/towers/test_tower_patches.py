@@ -3,11 +3,14 @@
 import threading
 
 import pytest
+import timm
 import torch
 from tower_models import VISION, make_tower, pixels_for
 
 from fmclip.towers import get_tower
+from fmclip.towers.ahead import agrees, at_every_place
 from fmclip.towers.taps import SKETCH, sketch
+from fmclip.towers.vision import share
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +64,71 @@ def test_taps_give_what_the_blocks_give(convnext):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("vision", ["resnet", pytest.param("mini", marks=pytest.mark.slow)])
-def test_a_level_that_looks_ahead_is_the_next_block_at_every_place(vision):
-    """Where the block itself looks, on its coarser grid, both see the same (a pooled block sees a little more)."""
-    tower = get_tower("mini") if vision == "mini" else make_tower(VISION[vision])[0]
-    own = tower.for_patches()
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        ("resnet18", 0),  # a second 3 x 3 convolution behind the step
+        ("resnet50", 0),
+        ("resnet50d", 0),  # a pooled shortcut
+        ("mobilenetv2_050", 0),
+        ("tf_efficientnet_lite0", 1),
+    ],
+)
+def test_a_level_that_looks_ahead_is_the_next_block_at_every_place(name, phase):
+    trunk = timm.create_model(name, pretrained=False).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # of a fresh model they do nothing
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    block, channels = {
+        "resnet18": (lambda: trunk.layer4[0], 256),
+        "resnet50": (lambda: trunk.layer4[0], 1024),
+        "resnet50d": (lambda: trunk.layer4[0], 1024),
+        "mobilenetv2_050": (lambda: trunk.blocks[5][0], 48),
+        "tf_efficientnet_lite0": (lambda: trunk.blocks[5][0], 112),
+    }[name]
+    features = torch.randn(1, channels, 20, 20, generator=generator)
+    coarse, fine = block()(features), at_every_place(share(block()))(features)
+    assert fine.shape[2:] == (20, 20)
+    shared = fine[:, :, phase::2, phase::2]
+    torch.testing.assert_close(shared[:, :, 2:-2, 2:-2], coarse[:, :, 2:-2, 2:-2], rtol=1e-3, atol=1e-3)
+    assert agrees(block(), at_every_place(share(block())), channels)
+
+
+def test_a_block_that_is_another_without_its_step_is_not_asked():
+    """A convolution behind the step that is not dilated sees other surroundings."""
+    block = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3, 1, 1))
+    undilated = share(block)
+    undilated[0].stride = (1, 1)
+    assert not agrees(block, undilated, 4)
+    assert agrees(block, at_every_place(share(block)), 4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_embedded_tower_looks_ahead():
+    mini = get_tower("mini")
+    own = mini.for_patches()
     assert own.looks_ahead
-    assert not tower.looks_ahead
-    pixels = pixels_for(tower)
-    finer = own.features(pixels)[-1]
-    assert finer.shape[2:] == own.features(pixels)[-2].shape[2:]
-    if vision != "mini":
-        return
-    outputs = []
-    hook = tower.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
-    tower.model.visual(tower.normalise(pixels))
+    assert not mini.looks_ahead
+    pixels, outputs = pixels_for(mini), []
+    hook = mini.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
+    mini.model.visual(mini.normalise(pixels))
     hook.remove()
-    coarse = outputs[0]  # [B, 208, 7, 7]; of a 5 x 5 window "same" padding takes one row and column before, two behind
-    torch.testing.assert_close(
-        finer[:, :, 1::2, 1::2][:, :, 1:-1, 1:-1], coarse[:, :, 1:-1, 1:-1], rtol=1e-3, atol=1e-3
-    )
+    shared, coarse = own.features(pixels)[-1][:, :, 1::2, 1::2], outputs[0]  # [B, 208, 7, 7] both
+    torch.testing.assert_close(shared[:, :, 1:-1, 1:-1], coarse[:, :, 1:-1, 1:-1], rtol=1e-3, atol=1e-3)
 
 
-def test_lora_leaves_the_block_ahead_alone(convnext):
+def test_a_stage_is_no_block():
+    """Of a stage that holds blocks only the first step would be undone."""
+    visual = make_tower({"timm_model_name": "fastvit_t8", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64})[
+        0
+    ]
+    assert not visual.for_patches().looks_ahead
+
+
+def test_lora_leaves_the_block_ahead_alone():
     tower = make_tower(VISION["resnet"])[0].for_patches()
     adapted = tower.with_lora(2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
