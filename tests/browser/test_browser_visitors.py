@@ -58,8 +58,12 @@ def test_the_second_in_line_sees_the_place_and_both_get_the_answers_they_get_alo
         assert any("place 2 of 2" in text for text in told), told
         alone = []
         for page in (first, second):
-            adapt_again(page)
-            page.wait_for_function("window.told.some(text => text.includes('Adapted'))", timeout=LONG)
+            for _ in range(3):  # on a busy machine the former training may not have left the line yet
+                adapt_again(page)
+                page.wait_for_function("window.told.some(text => text.includes('Adapted'))", timeout=LONG)
+                told = page.evaluate("window.told")
+                if not any("place" in text for text in told):
+                    break
+            assert not any("place" in text for text in told), told
             alone.append(scores(page))
-            assert not any("place" in text for text in page.evaluate("window.told"))
         assert together == alone
