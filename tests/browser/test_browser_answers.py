@@ -19,6 +19,7 @@ def mapped(visitor: Page) -> Page:
     """A visitor whose queries are answered by the patch memory: the training after it is stopped."""
     visitor.click(f"#case-{CASE}")
     expect(visitor.locator("#references img")).to_have_count(16)
+    visitor.get_by_label("Full, about 1 min").check()  # a fast one may end before a busy browser has clicked on Stop
     visitor.click("#adapt")
     expect(visitor.locator("#cards .fm-card")).to_have_count(8, timeout=LONG)
     visitor.click("#stop")
