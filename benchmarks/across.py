@@ -21,12 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.quality import header
-from fmclip.errors import FmclipError
+from benchmarks import pages
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Results, Run, Skipped, load_datasets, run_plan, summarise
 from fmclip.evaluation.datasets import Case
 from fmclip.evaluation.protocol import split_cases
-from fmclip.evaluation.tables import percent, skipped_lines
 from fmclip.towers import get_tower
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -36,29 +34,23 @@ METHODS = ("fusionmedclip", "patch_memory", "two_layer", "cosine")
 
 def main() -> None:
     """Measure and write JSON and Markdown."""
-    options = _options()
+    options = pages.parser(__doc__, k=8, seeds=3).parse_args()
     results = Results(json_file=options.out / "across.json")
-    try:
-        tower = get_tower("mini")
-        journal = Journal(options.resume) if options.resume else None
-        examples = example_datasets()
-        for real in load_datasets(options.root, list(PAIRS)):
-            simulated = examples[PAIRS[real.name]]
-            for tested, half in ((real, Half.REPORT), (simulated, Half.ALL)):
-                other = simulated if tested is real else real
-                for plan in plans(tested, other, half, options.k, range(options.seeds)):
-                    for result in run_plan(plan, tower, journal=journal):
-                        results.add(result)
-                        print(_line(result), flush=True)
-    except FmclipError as error:
-        raise SystemExit(f"Error: {error}") from None
-    if not results.runs:
-        raise SystemExit("Error: Nothing was measured.")
+    pages.collect(results, measure(options), lambda run: f"from {run.row.fit_on}, image {run.row.image_auroc:.3f}")
     command = f"python -m benchmarks.across ROOT --k {options.k} --seeds {options.seeds}"
-    skipped = [f"- {line}" for line in skipped_lines(results.skipped)]
-    text = "\n".join([*header("Across data sets", command), *table(results.runs), "", *skipped])
-    (options.out / "across.md").write_text(text.rstrip() + "\n", encoding="utf-8")
-    print(text)
+    pages.write_page(options.out / "across.md", "Across data sets", command, table(results.runs), results.skipped)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Run | Skipped]:
+    """Ask about patients and about example cases, each after both."""
+    tower = get_tower("mini")
+    journal = Journal(options.resume) if options.resume else None
+    examples = example_datasets()
+    for real in load_datasets(options.root, list(PAIRS)):
+        simulated = examples[PAIRS[real.name]]
+        for tested, other, half in ((real, simulated, Half.REPORT), (simulated, real, Half.ALL)):
+            for plan in plans(tested, other, half, options.k, range(options.seeds)):
+                yield from run_plan(plan, tower, journal=journal)
 
 
 def plans(tested: Dataset, other: Dataset, half: Half, k: int, seeds: Sequence[int]) -> Iterator[Plan]:
@@ -96,28 +88,9 @@ def table(runs: list[Run]) -> list[str]:
     ]
     counts = {run.row.dataset: f"{run.row.n_normal}, {run.row.n_abnormal}" for run in runs}
     for own in summarise(runs):
-        mean, spread = own.metrics["specificity"]
-        values = (own.metrics["image_auroc"], (1 - mean, spread), own.metrics["sensitivity"])
-        cells = [percent(one) for one in (*values, own.metrics.get("pixel_auroc"))]
-        rows.append(f"| {own.dataset} ({counts[own.dataset]}) | {own.fit_on} | {own.method} | {' | '.join(cells)} |")
+        tested = f"{own.dataset} ({counts[own.dataset]})"
+        rows.append(f"| {tested} | {own.fit_on} | {own.method} | {pages.threshold_cells(own)} |")
     return rows
-
-
-def _line(result: Run | Skipped) -> str:
-    if isinstance(result, Skipped):
-        return f"{result.dataset} {result.method} seed={result.seed}: {result.reason}"
-    row = result.row
-    return f"{row.dataset} from {row.fit_on} {row.method} seed={row.seed}: image {row.image_auroc:.3f}"
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--k", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep each run here; go on after those it holds")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.copies import copy_datasets
-from benchmarks.quality import header
 from benchmarks.stage1 import label
 from fmclip.detectors import DETECTORS
-from fmclip.errors import FmclipError
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Results, Run, Skipped, load_datasets, run_plan, summarise
-from fmclip.evaluation.tables import percent, skipped_lines
 from fmclip.towers import get_tower
 
 GAMMA = 1.5
@@ -40,34 +38,34 @@ def main() -> None:
     """Measure and write JSON and Markdown."""
     options = _options()
     results = Results(json_file=options.out / "scanner.json")
-    try:
-        tower = get_tower(options.tower)
-        journal = Journal(options.resume) if options.resume else None
-        for original in load_datasets(options.root, options.dataset):
-            for dataset in chain([original], _copies(original)):  # a copy goes when the next comes
-                plan = Plan(
-                    datasets=[dataset],
-                    methods=[options.method],
-                    ks=[options.k],
-                    seeds=range(options.seeds),
-                    preset="full",
-                    half=Half.REPORT,
-                    fit_on=original,
-                )
-                for result in run_plan(plan, tower, journal=journal):
-                    results.add(result)
-                    print(_line(result), flush=True)
-    except FmclipError as error:
-        raise SystemExit(f"Error: {error}") from None
-    if not results.runs:
-        raise SystemExit("Error: Nothing was measured.")
+
+    def word(run: Run) -> str:
+        return f"image {run.row.image_auroc:.3f}, specificity {run.row.specificity:.2f}"
+
+    pages.collect(results, measure(options), word)
     command = f"python -m benchmarks.scanner ROOT --tower {label(options.tower)} --method {options.method}"
     command += f" --k {options.k} --seeds {options.seeds}"
     command += "".join(f" --dataset {name}" for name in options.dataset or ())
-    skipped = [f"- {line}" for line in skipped_lines(results.skipped)]
-    text = "\n".join([*header("As if from another scanner", command), *table(results.runs), "", *skipped])
-    (options.out / "scanner.md").write_text(text.rstrip() + "\n", encoding="utf-8")
-    print(text)
+    title, file = "As if from another scanner", options.out / "scanner.md"
+    pages.write_page(file, title, command, table(results.runs), results.skipped)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Run | Skipped]:
+    """Ask about each data set as it is, and about its changed copies."""
+    tower = get_tower(options.tower)
+    journal = Journal(options.resume) if options.resume else None
+    for original in load_datasets(options.root, options.dataset):
+        for dataset in chain([original], _copies(original)):  # a copy goes when the next comes
+            plan = Plan(
+                datasets=[dataset],
+                methods=[options.method],
+                ks=[options.k],
+                seeds=range(options.seeds),
+                preset="full",
+                half=Half.REPORT,
+                fit_on=original,
+            )
+            yield from run_plan(plan, tower, journal=journal)
 
 
 def darker(image: np.ndarray) -> np.ndarray:
@@ -117,10 +115,7 @@ def table(runs: list[Run]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for own in summarise(runs):
-        mean, spread = own.metrics["specificity"]
-        values = (own.metrics["image_auroc"], (1 - mean, spread), own.metrics["sensitivity"])
-        cells = [percent(one) for one in (*values, own.metrics.get("pixel_auroc"))]
-        rows.append(f"| {own.dataset} | {' | '.join(cells)} |")
+        rows.append(f"| {own.dataset} | {pages.threshold_cells(own)} |")
     return rows
 
 
@@ -139,23 +134,11 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def _line(result: Run | Skipped) -> str:
-    if isinstance(result, Skipped):
-        return f"{result.dataset} seed={result.seed}: {result.reason}"
-    row = result.row
-    return f"{row.dataset} seed={row.seed}: image {row.image_auroc:.3f}, specificity {row.specificity:.2f}"
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
+    parser = pages.parser(__doc__, k=16, seeds=3)
     parser.add_argument("--dataset", action="append", help="may be repeated; all if left out")
     parser.add_argument("--method", default="patch_memory", choices=[*DETECTORS])
     parser.add_argument("--tower", default="mini")
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep each run here; go on after those it holds")
     return parser.parse_args()
 
 

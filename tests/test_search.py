@@ -85,9 +85,8 @@ def test_a_reference_that_is_left_out_does_not_count_even_where_it_is_the_scan_i
     apart = torch.tensor([[0.0, 0.5, 1.0]])
     torch.testing.assert_close(soft_nearest(apart, torch.tensor([[0, -1]])), soft_nearest(apart[:, 1:]))
     assert soft_nearest(apart)[0] < 1e-5
-    torch.testing.assert_close(
-        soft_nearest(apart, torch.tensor([[0, 1, 2]])), soft_nearest(apart)
-    )  # none would be left
+    none_left = torch.tensor([[0, 1, 2]])
+    torch.testing.assert_close(soft_nearest(apart, none_left), soft_nearest(apart))
 
 
 def test_patches_of_a_scan_that_is_left_out_do_not_count_where_the_bank_has_no_more():

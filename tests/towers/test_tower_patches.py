@@ -122,10 +122,8 @@ def test_the_embedded_tower_looks_ahead():
 
 def test_a_stage_is_no_block():
     """Of a stage that holds blocks only the first step would be undone."""
-    visual = make_tower({"timm_model_name": "fastvit_t8", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64})[
-        0
-    ]
-    assert not visual.for_patches().looks_ahead
+    vision = {"timm_model_name": "fastvit_t8", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
+    assert not make_tower(vision)[0].for_patches().looks_ahead
 
 
 def test_lora_leaves_the_block_ahead_alone():
