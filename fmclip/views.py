@@ -52,23 +52,24 @@ class View:
 
 def tower_views(tower: Tower, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower, see `default_views`."""
-    return default_views(len(tower.layers), levels, looks_ahead=tower.looks_ahead)
+    return default_views(len(tower.layers), levels, only_where=tower.only_where)
 
 
-def default_views(n_levels: int, levels: Sequence[int] = (), *, looks_ahead: bool = False) -> tuple[View, ...]:
+def default_views(n_levels: int, levels: Sequence[int] = (), *, only_where: int = 0) -> tuple[View, ...]:
     """Choose views for so many levels.
 
     Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
     at the deepest (all of it where there are none in between). Direction, context and mirror count a third each.
 
     Where is said by the views above the shallowest level, if there are any: the shallow ones tell odd scans from normal
-    ones, but light up at edges far from the lesion too. A level that looks ahead (`towers.ahead`) is asked for its
-    direction, and only where: it counts as much as the directions in between.
+    ones, but light up at edges far from the lesion too. Levels of the next scale (`towers.ahead`) and of a smaller
+    copy of the picture (`towers.smaller`) are asked for their direction, and only where: each counts as much as the
+    directions in between.
 
     Args:
         n_levels: Levels of the tower.
         levels: Which of them, 0 the shallowest; none takes all.
-        looks_ahead: Whether the deepest of all levels looks ahead; beside no other it is a level like any.
+        only_where: How many of the last levels say where and not whether; beside no others they are levels like any.
 
     Returns:
         The views: directions, then contexts, then mirrors, each from shallow to deep.
@@ -79,7 +80,11 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, looks_ahead: boo
     if any(not 0 <= level < n_levels for level in levels):
         raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
     chosen = sorted(set(levels)) or list(range(n_levels))
-    ahead = [chosen.pop()] if looks_ahead and len(chosen) > 1 and chosen[-1] == n_levels - 1 else []
+    placing = [level for level in chosen if level >= n_levels - only_where]
+    if len(placing) < len(chosen):
+        chosen = chosen[: len(chosen) - len(placing)]
+    else:
+        placing = []
     *others, deepest = chosen
     ends = [*others[:1], deepest]
 
@@ -90,7 +95,7 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, looks_ahead: boo
     return (
         *(view(level, "direction", between / len(others[1:])) for level in others[1:]),
         view(deepest, "direction", 0.25 if others[1:] else between),
-        *(View(level, "direction", 0.0, between) for level in ahead),
+        *(View(level, "direction", 0.0, between) for level in placing),
         *(view(level, "context") for level in ends),
         *(view(level, "mirror") for level in ends),
     )

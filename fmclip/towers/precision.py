@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmclip.towers.taps import Place, Tap
+from fmclip.towers.places import Place
+from fmclip.towers.taps import Tap
 from fmclip.towers.vision import Features, share
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.towers.lora import lora_tensors
-from fmclip.towers.taps import Place
+from fmclip.towers.places import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
 
 if TYPE_CHECKING:

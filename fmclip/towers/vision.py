@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from fmclip.errors import TowerError
 from fmclip.towers.ahead import Ahead, at_every_place
-from fmclip.towers.taps import Place, Tap, index_of, tapping
+from fmclip.towers.places import Place, index_of
+from fmclip.towers.smaller import Smaller, smaller
+from fmclip.towers.taps import Tap, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
 N_SCALES = len(DEPTHS)
@@ -50,43 +52,60 @@ class Features(nn.Module):
         super().__init__()
         self.visual: Any = visual
         self.places = places
-        self.indices = None if places is None else sorted({index_of(place) for place in places})
-        self.taps = [place for place in places or () if isinstance(place, Tap)]
-        for tap in self.taps:
-            tap.listen(visual)
-        self.ahead = nn.ModuleDict(  # names of modules hold no dots
+        self.own = [place for place in places or () if not isinstance(place, Smaller)]
+        self.smaller = [place for place in places or () if isinstance(place, Smaller)]
+        plain = dict.fromkeys([*self.own, *(place.of for place in self.smaller)])
+        for tap in plain:
+            if isinstance(tap, Tap):
+                tap.listen(visual)
+        self.ahead = nn.ModuleDict(
             {
-                str(row): at_every_place(share(visual.get_submodule(place.block)))
-                for row, place in enumerate(places or ())
+                _module_name(place): at_every_place(share(visual.get_submodule(place.block)))
+                for place in plain
                 if isinstance(place, Ahead)
             }
         )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return one [B, C_j, H_j, W_j] for each level, from normalised pixels [B, 3, S, S]."""
-        if self.places is None or self.indices is None or not (self.taps or self.ahead):
-            return self._intermediates(pixels)
+        if self.places is None:
+            return self._intermediates(pixels, None)
+        seen: dict[Place, Tensor] = dict(zip(self.own, self._look(pixels, self.own), strict=True))
+        for side in dict.fromkeys(place.side for place in self.smaller):
+            copies = [place for place in self.smaller if place.side == side]
+            found = self._look(smaller(pixels, side), [place.of for place in copies])
+            seen |= {place: place.restore(level) for place, level in zip(copies, found, strict=True)}
+        return [seen[place] for place in self.places]
+
+    def _look(self, pixels: Tensor, places: Sequence[int | Tap | Ahead]) -> list[Tensor]:
+        """Run the tower once: [B, 3, S, S] -> [B, C, H, W] at each place."""
+        indices = sorted({index_of(place) for place in places})
+        if not indices:
+            return []
         with tapping() as tapped:
-            found = self._intermediates(pixels)
-        own = dict(zip(self.indices, found, strict=True))
+            own = dict(zip(indices, self._intermediates(pixels, indices), strict=True))
         levels = []
-        for row, place in enumerate(self.places):
+        for place in places:
             if isinstance(place, Tap):
                 levels.append(place.read(tapped))
             else:
                 level = own[index_of(place)]
-                levels.append(self.ahead[str(row)](level) if isinstance(place, Ahead) else level)
+                levels.append(self.ahead[_module_name(place)](level) if isinstance(place, Ahead) else level)
         return levels
 
-    def _intermediates(self, pixels: Tensor) -> list[Tensor]:
+    def _intermediates(self, pixels: Tensor, indices: Sequence[int] | None) -> list[Tensor]:
         from open_clip.modified_resnet import ModifiedResNet
 
         # ModifiedResNet reads `stop_early` the other way round: it cuts its stages when told not to stop
         stop_early = not isinstance(self.visual, ModifiedResNet)
         out = self.visual.forward_intermediates(
-            pixels, indices=self.indices, stop_early=stop_early, intermediates_only=True, output_fmt="NCHW"
+            pixels, indices=indices, stop_early=stop_early, intermediates_only=True, output_fmt="NCHW"
         )
         return out["image_intermediates"]
+
+
+def _module_name(place: Ahead) -> str:
+    return place.block.replace(".", "/")  # names of modules hold no dots
 
 
 def share(module: nn.Module) -> nn.Module:

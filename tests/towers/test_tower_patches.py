@@ -30,8 +30,20 @@ def test_layers_that_were_chosen_are_kept(convnext):
 @pytest.mark.parametrize(
     ("vision", "layers"),
     [
-        ("timm convnext", ("stride 16, block 1", "stride 16, block 3", "stride 16")),
-        ("resnet", ("stride 8", "stride 16", "stride 32 on the grid of stride 16")),  # too few blocks to choose among
+        (
+            "timm convnext",
+            ("stride 16, block 1", "stride 16, block 3", "stride 16", "stride 16, block 3, at 128 pixels"),
+        ),
+        (
+            "resnet",  # too few blocks to choose among
+            (
+                "stride 8",
+                "stride 16",
+                "stride 32 on the grid of stride 16",
+                "stride 16, at 32 pixels",
+                "stride 32 on the grid of stride 16, at 32 pixels",
+            ),
+        ),
     ],
 )
 def test_a_pyramid_compares_patches_at_several_depths_of_one_scale(vision, layers):
@@ -57,7 +69,7 @@ def test_taps_give_what_the_blocks_give(convnext):
     convnext.model.visual(convnext.normalise(pixels))
     for hook in hooks:
         hook.remove()
-    first, second, last = convnext.for_patches().features(pixels)
+    first, second, last, _ = convnext.for_patches().features(pixels)
     for ours, place in ((first, 0), (second, 2), (last, len(outputs) - 1)):
         torch.testing.assert_close(ours, outputs[place], rtol=1e-4, atol=1e-5)
     assert len(convnext.for_patches().features(pixels, levels=1)) == 1
@@ -110,20 +122,20 @@ def test_a_block_that_is_another_without_its_step_is_not_asked():
 def test_the_embedded_tower_looks_ahead():
     mini = get_tower("mini")
     own = mini.for_patches()
-    assert own.looks_ahead
-    assert not mini.looks_ahead
+    assert own.only_where == 3
+    assert mini.only_where == 0
     pixels, outputs = pixels_for(mini), []
     hook = mini.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
     mini.model.visual(mini.normalise(pixels))
     hook.remove()
-    shared, coarse = own.features(pixels)[-1][:, :, 1::2, 1::2], outputs[0]  # [B, 208, 7, 7] both
+    shared, coarse = own.features(pixels)[3][:, :, 1::2, 1::2], outputs[0]  # [B, 208, 7, 7] both
     torch.testing.assert_close(shared[:, :, 1:-1, 1:-1], coarse[:, :, 1:-1, 1:-1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_stage_is_no_block():
     """Of a stage that holds blocks only the first step would be undone."""
     vision = {"timm_model_name": "fastvit_t8", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
-    assert not make_tower(vision)[0].for_patches().looks_ahead
+    assert not any("on the grid of" in name for name in make_tower(vision)[0].for_patches().layers)
 
 
 def test_lora_leaves_the_block_ahead_alone():
@@ -144,9 +156,10 @@ def test_lora_leaves_the_block_ahead_alone():
 def test_an_inverted_bottleneck_shows_what_is_inside():
     mini = get_tower("mini")
     own = mini.for_patches()
-    ahead = "stride 32 on the grid of stride 16"
-    assert own.layers == ("stride 16, block 2", "stride 16, inside block 6", "stride 16", ahead)
-    assert own.widths == (88, SKETCH, 120, 208)
+    inside, ahead = "stride 16, inside block 6", "stride 32 on the grid of stride 16"
+    smaller = (f"{inside}, at 160 pixels", f"{ahead}, at 160 pixels")
+    assert own.layers == ("stride 16, block 2", inside, "stride 16", ahead, *smaller)
+    assert own.widths == (88, SKETCH, 120, 208, SKETCH, 208)
     hidden = []
     block = mini.model.visual.trunk.blocks[4][1]
     hook = block.conv_pwl.register_forward_pre_hook(lambda _module, args: hidden.append(args[0]))
@@ -155,6 +168,33 @@ def test_an_inverted_bottleneck_shows_what_is_inside():
     hook.remove()
     assert hidden[0].shape[1] == 720
     torch.testing.assert_close(own.features(pixels)[1], sketch(hidden[0]), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_smaller_copy_is_seen_mirrored_and_its_features_lie_where_they_belong(convnext):
+    own, outputs = convnext.for_patches(), []
+    block = convnext.model.visual.trunk.stages[2].blocks[2]
+    hook = block.register_forward_hook(lambda _block, _args, out: outputs.append(out))
+    pixels = pixels_for(convnext)
+    side = 128  # of 160: five sevenths, in steps of the largest stride
+    small = torch.nn.functional.interpolate(convnext.normalise(pixels), (side, side), mode="bilinear").flip(3)
+    convnext.model.visual.forward_intermediates(small, intermediates_only=True)
+    hook.remove()
+    rows, columns = own.grids[3]
+    expected = torch.nn.functional.interpolate(outputs[0].flip(3), (rows, columns), mode="bilinear")
+    torch.testing.assert_close(own.features(pixels)[3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tower_that_takes_one_size_only_has_no_smaller_look(monkeypatch):
+    trunk = make_tower(VISION["timm convnext"])[0].model.visual.trunk
+    run = type(trunk).forward_intermediates
+
+    def of_one_size(self, pixels, **settings):
+        assert pixels.shape[-1] == 160, "another size"
+        return run(self, pixels, **settings)
+
+    monkeypatch.setattr(type(trunk), "forward_intermediates", of_one_size)
+    assert make_tower(VISION["timm convnext"])[0].for_patches().only_where == 0
 
 
 @torch.no_grad()
