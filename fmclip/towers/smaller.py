@@ -7,6 +7,7 @@ mirrored copy is seen with other random errors. Beside the first look it says be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from fmclip.towers.ahead import Ahead
 from fmclip.towers.taps import Tap
 
-SHARE = 5 / 7
-"""Side of the copy over that of the picture, before it is rounded; chosen on the tuning half."""
+SHARE = 5, 7
+"""Side of the copy to that of the picture, before it is rounded up; chosen on the tuning half."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Smaller:
 
 
 def smaller_side(image_size: int, stride: int) -> int | None:
-    """Side of the copy in pixels, a multiple of the tower's largest stride; None where that leaves the size as it is."""
-    side = round(image_size * SHARE / stride) * stride
-    return side if 0 < side < image_size else None
+    """Side of the copy in pixels, a multiple of the largest stride; None where that leaves the size as it is."""
+    part, whole = SHARE
+    side = math.ceil(image_size * part / (whole * stride)) * stride
+    return side if side < image_size else None
 
 
 def smaller(pixels: Tensor, side: int) -> Tensor:
