@@ -2,8 +2,8 @@
 
 Beside that, where the tower itself looks, and what speaks for "abnormal" where it can read.
 
-Features of the one scan are computed again for each question (one forward pass), so that nothing large is kept between
-a query and the question why.
+Features of the one scan are computed again for each question (one run of the tower), so that nothing large is
+kept between a query and the question why.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +17,7 @@ from fmclip.scans import Scan
 CONTEXT = 3.0
 """How much of a scan is shown around a patch: a square of so many times its longer side."""
 _MARK = "#00c8ff"
+_TITLE_CHARS = 30  # that fit over a picture
 _KINDS = {"direction": "pattern", "context": "within the scan", "mirror": "left against right"}
 
 
@@ -67,7 +70,8 @@ def crop_around(scan: Scan, box: Box) -> tuple[np.ndarray, Box]:
 def _draw_map(axes: Axes, explanation: Explanation, view: ViewExplanation, threshold: float) -> None:
     axes.imshow(colour_position(view.map, threshold), cmap="inferno", vmin=0, vmax=1)
     _mark(axes, explanation.box)
-    axes.set_title(f"{view.layer}, {_KINDS[view.kind]}\n{view.share:.0%} of the answer", fontsize=8)
+    title = textwrap.fill(f"{view.layer}, {_KINDS[view.kind]}", _TITLE_CHARS)
+    axes.set_title(f"{title}\n{view.share:.0%} of the answer", fontsize=8)
 
 
 def _draw_match(axes: Axes, match: Match) -> None:

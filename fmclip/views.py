@@ -52,14 +52,15 @@ class View:
 
 def tower_views(tower: Tower, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower, see `default_views`."""
-    return default_views(len(tower.layers), levels, only_where=tower.only_where)
+    return default_views(len(tower.layers), levels, levels_only_where=tower.levels_only_where)
 
 
-def default_views(n_levels: int, levels: Sequence[int] = (), *, only_where: int = 0) -> tuple[View, ...]:
+def default_views(n_levels: int, levels: Sequence[int] = (), *, levels_only_where: int = 0) -> tuple[View, ...]:
     """Choose views for so many levels.
 
     Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
-    at the deepest (all of it where there are none in between). Direction, context and mirror count a third each.
+    at the deepest (all of it where there are none in between). Direction, context and mirror count a third each for
+    whether a scan deviates.
 
     Where is said by the views above the shallowest level, if there are any: the shallow ones tell odd scans from normal
     ones, but light up at edges far from the lesion too. Levels of the next scale (`towers.ahead`) and of a smaller
@@ -69,7 +70,7 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, only_where: int 
     Args:
         n_levels: Levels of the tower.
         levels: Which of them, 0 the shallowest; none takes all.
-        only_where: How many of the last levels say where and not whether; beside no others they are levels like any.
+        levels_only_where: How many of the last levels say where and not whether; beside no others they are like any.
 
     Returns:
         The views: directions, then contexts, then mirrors, each from shallow to deep.
@@ -80,7 +81,7 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, only_where: int 
     if any(not 0 <= level < n_levels for level in levels):
         raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
     chosen = sorted(set(levels)) or list(range(n_levels))
-    placing = [level for level in chosen if level >= n_levels - only_where]
+    placing = [level for level in chosen if level >= n_levels - levels_only_where]
     if len(placing) < len(chosen):
         chosen = chosen[: len(chosen) - len(placing)]
     else:

@@ -54,7 +54,7 @@ from fmclip.process import give_back
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
 from fmclip.towers import Tower
-from fmclip.views import levels_needed, tower_views
+from fmclip.views import View, levels_needed, tower_views
 
 References: TypeAlias = tuple[list[Tensor], ReferenceMemory, Tensor]
 """Features of the references, the memory learned from them, and their distances to it as `learn_memory` has them."""
@@ -192,7 +192,15 @@ class FusionMedCLIP(Detector):
             features = batched_features(tower, pixels)
             features = features if network is None else network.refine(features)
             config = self.config
-            learned = learn_memory(features, content, self._learn, len(content), config.shrinkage, config.smoothing)
+            learned = learn_memory(
+                features,
+                content,
+                self._learn,
+                tower_views(self.tower),
+                len(content),
+                config.shrinkage,
+                config.smoothing,
+            )
             looked = (features, *learned)
         features, memory, honest = looked
         own = torch.arange(len(content), device=pixels.device)
@@ -205,8 +213,9 @@ class FusionMedCLIP(Detector):
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         return looked
 
-    def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
-        views = tower_views(self.tower)
+    def _learn(
+        self, features: Sequence[Tensor], content: Tensor, references: int, views: Sequence[View]
+    ) -> ReferenceMemory:
         return ReferenceMemory.learn(features, content, views, self.config.shrinkage, references=references)
 
     def _evidence(

@@ -33,7 +33,7 @@ from fmclip.search import Search
 from fmclip.synthesis.augmentation import Augmentation, apply_view, draw_view
 from fmclip.views import View, levels_needed, tower_views, weigh, weigh_places
 
-Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int], ReferenceMemory]
+Learn: TypeAlias = Callable[[Sequence[Tensor], Tensor, int, Sequence[View]], ReferenceMemory]
 
 
 MOST_CARRIED = 8  # with more references one more hardly changes a distance
@@ -111,6 +111,7 @@ class PatchMemory(Detector):
             features,
             content.repeat(1 + self.config.copies, 1, 1),
             self._learn,
+            self._views(),
             len(normals),
             self.config.shrinkage,
             self.config.smoothing,
@@ -120,11 +121,13 @@ class PatchMemory(Detector):
         on_event(Ready("patch memory", self))
         return self
 
-    def _learn(self, features: Sequence[Tensor], content: Tensor, references: int) -> ReferenceMemory:
+    def _learn(
+        self, features: Sequence[Tensor], content: Tensor, references: int, views: Sequence[View]
+    ) -> ReferenceMemory:
         return ReferenceMemory.learn(
             features,
             content,
-            self._views(),
+            views,
             self.config.shrinkage,
             references=references,
             coreset=self.config.coreset,
@@ -217,17 +220,23 @@ def memory_evidence(
     """
     weight = patch_weight(content, grid_of(distances))  # [B, h, w]
     placed = weigh_places(memory.relative(distances), memory.views)
-    return Evidence(memory_scored(memory, distances, content, sigmas[0]), smooth_inside(placed, weight, sigmas[1]))
+    scored = memory_scored(memory.relative(distances), memory.views, content, sigmas[0])
+    return Evidence(scored, smooth_inside(placed, weight, sigmas[1]))
 
 
-def memory_scored(memory: ReferenceMemory, distances: Tensor, content: Tensor, sigma: float) -> Tensor:
-    """Only the half of `memory_evidence` that is scored: [B, h, w]."""
-    weight = patch_weight(content, grid_of(distances))  # [B, h, w]
-    return smooth_map(weigh(memory.relative(distances), memory.views), sigma) * weight
+def memory_scored(relative: Tensor, views: Sequence[View], content: Tensor, sigma: float) -> Tensor:
+    """Only the half of `memory_evidence` that is scored: distances [B, V, h, w] in units of `level` -> [B, h, w]."""
+    return smooth_map(weigh(relative, views), sigma) * patch_weight(content, grid_of(relative))
 
 
 def learn_memory(
-    features: Sequence[Tensor], content: Tensor, learn: Learn, references: int, shrinkage: float, smoothing: float
+    features: Sequence[Tensor],
+    content: Tensor,
+    learn: Learn,
+    views: Sequence[View],
+    references: int,
+    shrinkage: float,
+    smoothing: float,
 ) -> tuple[ReferenceMemory, Tensor]:
     """Learn a memory and what its references look like to it, as if each were a new scan.
 
@@ -239,7 +248,8 @@ def learn_memory(
     Args:
         features: One [n, C_j, H_j, W_j] for each level, as for `ReferenceMemory.learn`.
         content: [n, S, S] bool.
-        learn: Takes features, content and k and returns the memory.
+        learn: Takes features, content, k and views and returns the memory.
+        views: V views; those that say only where are not asked what one reference fewer does to scores.
         references: k.
         shrinkage: Share of the isotropic part in the residual covariance.
         smoothing: Sigma of the Gaussian over the evidence that makes the score, in patches.
@@ -247,21 +257,25 @@ def learn_memory(
     Returns:
         The memory, calibrated; distances of the references [k, V, h, w].
     """
-    memory = learn(features, content, references)
+    memory = learn(features, content, references, views)
     distances = memory.leave_one_out(features, content, shrinkage)  # [k, V, h, w]
     memory.calibrate(distances, content[:references])
     if not 4 <= references <= MOST_CARRIED:
         return memory, distances
     pictures = torch.arange(len(content), device=content.device)
+    rows = [row for row, view in enumerate(views) if view.weight > 0]
+    scored, scale, level = [views[row] for row in rows], memory.scale[rows], memory.level[rows].view(-1, 1, 1)
     changes = []
     for dropped in range(min(DROPS, references)):
         rest = pictures[pictures % references != dropped]
-        fewer = learn([level[rest] for level in features], content[rest], references - 1)
-        longer = fewer.leave_one_out([level[rest] for level in features], content[rest], shrinkage)
-        longer = longer * (fewer.scale / memory.scale).view(-1, 1, 1)  # [k - 1, V, h, w]
+        seen = [one[rest] for one in features]
+        fewer = learn(seen, content[rest], references - 1, scored)
+        longer = fewer.leave_one_out(seen, content[rest], shrinkage)
+        longer = longer * (fewer.scale / scale).view(-1, 1, 1)  # [k - 1, V', h, w]
         kept = rest[: references - 1]
         nearer, farther = (
-            peaks(memory_scored(memory, one, content[kept], smoothing)) for one in (distances[kept], longer)
+            peaks(memory_scored(one / level, scored, content[kept], smoothing))
+            for one in (distances[kept][:, rows], longer)
         )
         changes.append((nearer / farther).log().mean())
     change = float(torch.stack(changes).mean().clamp_max(0))  # of the logarithm, from k - 2 to k - 1 references

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 PROBED = 24  # places a side of the noise on which a block is compared with itself
 MARGIN = 3  # places of the coarser grid at its edge, where paddings differ
+REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What modules raise at sizes that they were not made for."""
 TOLERANCE = 0.1  # of the spatial deviation: squeeze-and-excitation averages over other places, and nothing else may
 
 
@@ -67,7 +69,7 @@ def agrees(block: nn.Module, everywhere: nn.Module, width: int) -> bool:
     noise = torch.randn(1, width, PROBED, PROBED, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         coarse, fine = block(noise), everywhere(noise)
-    except (RuntimeError, TypeError, ValueError):
+    except REFUSALS:
         return False
     if coarse.ndim != 4 or 2 * coarse.shape[2] != PROBED or fine.shape[2:] != noise.shape[2:]:
         return False

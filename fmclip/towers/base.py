@@ -125,7 +125,7 @@ class Tower:
         return tuple(level.grid for level in self._levels)
 
     @property
-    def only_where(self) -> int:
+    def levels_only_where(self) -> int:
         """How many of the levels in use, the last ones, say where a scan deviates and not whether it does."""
         return sum(says_only_where(level.place) for level in self._levels)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fmclip.towers.ahead import Ahead, agrees, at_every_place
+from fmclip.towers.ahead import REFUSALS, Ahead, agrees, at_every_place
 from fmclip.towers.smaller import Smaller, smaller_side
 from fmclip.towers.taps import SKETCH, Tap
 from fmclip.towers.vision import Features, Level, block_name, blocks_in_order, is_adaptable, run_shapes, share
@@ -57,7 +57,8 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
 
 def _smaller_levels(visual: nn.Module, levels: Sequence[Level], image_size: int) -> list[Level]:
     """The same levels of a smaller copy of the picture; none where the tower takes no other size."""
-    side = smaller_side(image_size, 2 * image_size // levels[0].grid[0])
+    stride = 2 ** round(math.log2(2 * image_size / levels[0].grid[0]))  # of the scale beyond; grids are rounded up
+    side = smaller_side(image_size, stride)
     if side is None:
         return []
     places = []
@@ -66,7 +67,7 @@ def _smaller_levels(visual: nn.Module, levels: Sequence[Level], image_size: int)
         places.append(Smaller(level.place, side, level.grid))
     try:
         found = run_shapes(Features(share(visual), places), image_size)
-    except (RuntimeError, TypeError, ValueError, AssertionError):
+    except REFUSALS:
         return []
     if any(one.shape[1] != level.width for one, level in zip(found, levels, strict=True)):
         return []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fmclip.towers.ahead import REFUSALS
 from fmclip.towers.lora import lora_tensors
 from fmclip.towers.places import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
@@ -65,7 +66,8 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
         levels: How many levels are wanted, from the shallowest on.
 
     Returns:
-        None where LoRA begins in the first block, or where more lies between two blocks than the output of the former.
+        None where LoRA begins in the first block, where more lies between two blocks than the output of the former, or
+        where levels of a smaller copy of the picture are wanted, which no training is.
     """
     visual, places = tower._visual, tower._places[:levels]
     blocks = list(blocks_in_order(visual, places, tower.image_size))
@@ -170,7 +172,7 @@ def _look(
 def _agrees(rest: nn.Module, places: Sequence[Place], pixels: Tensor, expected: Sequence[Tensor]) -> bool:
     try:
         found = Features(share(rest), places)(pixels)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError):  # shapes, or a lost tap
+    except REFUSALS:  # shapes, or a lost tap
         return False
     return all(
         one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +19,10 @@ from fmclip.towers.taps import Tap
 
 SHARE = 5, 7
 """Side of the copy to that of the picture, before it is rounded up; chosen on the tuning half."""
+
+
+PlainPlace: TypeAlias = int | Tap | Ahead
+"""Where features are taken in one look."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Smaller:
         grid: Rows and columns (H_j, W_j) that the features are brought to.
     """
 
-    of: int | Tap | Ahead
+    of: PlainPlace
     side: int
     grid: tuple[int, int]
 
@@ -41,7 +45,7 @@ class Smaller:
 
 
 def smaller_side(image_size: int, stride: int) -> int | None:
-    """Side of the copy in pixels, a multiple of the largest stride; None where that leaves the size as it is."""
+    """Side of the copy in pixels, a multiple of the stride; None where that leaves the size as it is."""
     part, whole = SHARE
     side = math.ceil(image_size * part / (whole * stride)) * stride
     return side if side < image_size else None
@@ -49,7 +53,4 @@ def smaller_side(image_size: int, stride: int) -> int | None:
 
 def smaller(pixels: Tensor, side: int) -> Tensor:
     """Make pictures smaller and mirror them: [B, 3, S, S] -> [B, 3, side, side]."""
-    small = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False).flip(3)
-    if pixels.is_contiguous(memory_format=torch.channels_last):
-        return small.contiguous(memory_format=torch.channels_last)
-    return small
+    return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False).flip(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from fmclip.errors import TowerError
 from fmclip.towers.ahead import Ahead, at_every_place
-from fmclip.towers.places import Place, index_of
-from fmclip.towers.smaller import Smaller, smaller
+from fmclip.towers.places import Place, index_of, plain
+from fmclip.towers.smaller import PlainPlace, Smaller, smaller
 from fmclip.towers.taps import Tap, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
@@ -41,6 +42,8 @@ class Level:
 class Features(nn.Module):
     """The image tower from its input to the deepest level asked for; nothing above that is run.
 
+    Where levels of a smaller copy of the picture are asked for, it runs over that copy too.
+
     Patch tokens are the plain outputs of the blocks: no final norm, which was trained for the last block only.
 
     Args:
@@ -52,37 +55,33 @@ class Features(nn.Module):
         super().__init__()
         self.visual: Any = visual
         self.places = places
-        self.own = [place for place in places or () if not isinstance(place, Smaller)]
-        self.smaller = [place for place in places or () if isinstance(place, Smaller)]
-        plain = dict.fromkeys([*self.own, *(place.of for place in self.smaller)])
-        for tap in plain:
-            if isinstance(tap, Tap):
-                tap.listen(visual)
-        self.ahead = nn.ModuleDict(
-            {
-                _module_name(place): at_every_place(share(visual.get_submodule(place.block)))
-                for place in plain
-                if isinstance(place, Ahead)
-            }
-        )
+        self.at_size = [place for place in places or () if not isinstance(place, Smaller)]
+        self.in_copy = [place for place in places or () if isinstance(place, Smaller)]  # all of one side
+        self.ahead = nn.ModuleDict()
+        for place in dict.fromkeys(plain(place) for place in places or ()):
+            if isinstance(place, Tap):
+                place.listen(visual)
+            elif isinstance(place, Ahead):
+                self.ahead[_module_name(place)] = at_every_place(share(visual.get_submodule(place.block)))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return one [B, C_j, H_j, W_j] for each level, from normalised pixels [B, 3, S, S]."""
         if self.places is None:
             return self._intermediates(pixels, None)
-        seen: dict[Place, Tensor] = dict(zip(self.own, self._look(pixels, self.own), strict=True))
-        for side in dict.fromkeys(place.side for place in self.smaller):
-            copies = [place for place in self.smaller if place.side == side]
-            found = self._look(smaller(pixels, side), [place.of for place in copies])
-            seen |= {place: place.restore(level) for place, level in zip(copies, found, strict=True)}
+        seen: dict[Place, Tensor] = {}
+        if self.at_size:
+            seen |= zip(self.at_size, self._look(pixels, self.at_size), strict=True)
+        if self.in_copy:
+            found = self._look(smaller(pixels, self.in_copy[0].side), [place.of for place in self.in_copy])
+            seen |= {place: place.restore(level) for place, level in zip(self.in_copy, found, strict=True)}
         return [seen[place] for place in self.places]
 
-    def _look(self, pixels: Tensor, places: Sequence[int | Tap | Ahead]) -> list[Tensor]:
+    def _look(self, pixels: Tensor, places: Sequence[PlainPlace]) -> list[Tensor]:
         """Run the tower once: [B, 3, S, S] -> [B, C, H, W] at each place."""
         indices = sorted({index_of(place) for place in places})
-        if not indices:
-            return []
-        with tapping() as tapped:
+        has_taps = any(isinstance(place, Tap) for place in places)
+        with ExitStack() as stack:  # a compiled graph breaks where taps are listened to
+            tapped = stack.enter_context(tapping()) if has_taps else {}
             own = dict(zip(indices, self._intermediates(pixels, indices), strict=True))
         levels = []
         for place in places:

@@ -11,6 +11,7 @@ from fmclip.errors import TowerError
 from fmclip.towers import get_tower
 from fmclip.towers.attention import SplitAttention, split_attention
 from fmclip.towers.precision import preferred_backend
+from fmclip.towers.vision import Features
 
 
 @pytest.fixture(scope="module", params=VISION)
@@ -163,13 +164,24 @@ def test_bfloat16_rounds_the_features_alone_and_leaves_the_shared_weights(name):
     assert not tower.uses_bf16  # a CPU does not prefer it
 
 
-def test_a_compiled_tower_gives_the_same_features():
-    tower = get_tower("tiny")
+@pytest.mark.parametrize("name", ["tiny", "timm convnext"])
+def test_a_compiled_tower_gives_the_same_features(name):
+    tower = get_tower("tiny") if name == "tiny" else make_tower(VISION[name])[0].for_patches()
     pixels = torch.rand(2, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
     compiled = tower.compiled(backend="eager")
     for _ in range(2):
         for one, other in zip(tower.features(pixels), compiled.features(pixels), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_a_transformer_is_compiled_in_one_piece():
+    tower = get_tower("tiny")
+    places = [level.place for level in tower._levels]
+    whole = torch.compile(Features(tower.model.visual, places), backend="eager", fullgraph=True)
+    pixels = torch.rand(1, 3, tower.image_size, tower.image_size)
+    for one, other in zip(whole(tower.normalise(pixels)), tower.features(pixels), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_compiling_is_a_switch_for_a_gpu(monkeypatch):

@@ -9,6 +9,7 @@ from tower_models import VISION, make_tower, pixels_for
 
 from fmclip.towers import get_tower
 from fmclip.towers.ahead import agrees, at_every_place
+from fmclip.towers.smaller import smaller_side
 from fmclip.towers.taps import SKETCH, sketch
 from fmclip.towers.vision import share
 
@@ -116,8 +117,8 @@ def test_a_block_that_is_another_without_its_step_is_not_asked():
 def test_the_embedded_tower_looks_ahead():
     mini = get_tower("mini")
     own = mini.for_patches()
-    assert own.only_where == 3
-    assert mini.only_where == 0
+    assert own.levels_only_where == 3
+    assert mini.levels_only_where == 0
     pixels, outputs = pixels_for(mini), []
     hook = mini.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
     mini.model.visual(mini.normalise(pixels))
@@ -179,6 +180,36 @@ def test_a_smaller_copy_is_seen_mirrored_and_its_features_lie_where_they_belong(
     torch.testing.assert_close(own.features(pixels)[3], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("image_size", "side"), [(64, None), (160, 128), (224, 160), (260, 192), (299, 224), (300, 224), (380, 288)]
+)
+def test_a_smaller_copy_fits_the_tower_s_steps(image_size, side):
+    assert smaller_side(image_size, 32) == side
+
+
+@pytest.mark.parametrize("image_size", [160, 260, 300])
+def test_grids_that_are_rounded_up_do_not_change_the_steps(image_size):
+    tower = make_tower({**VISION["timm convnext"], "timm_model_name": "mobilenetv2_035", "image_size": image_size})[0]
+    side = smaller_side(image_size, 32)
+    assert any(name.endswith(f"at {side} pixels") for name in tower.for_patches().layers)
+
+
+@torch.no_grad()
+def test_what_changes_in_a_corner_changes_there_at_every_level(convnext):
+    own, pixels = convnext.for_patches(), pixels_for(convnext)[:1]
+    changed, size = pixels.clone(), own.image_size
+    top, left = size // 8, 5 * size // 8
+    changed[..., top : top + size // 8, left : left + size // 8] = (
+        1 - changed[..., top : top + size // 8, left : left + size // 8]
+    )
+    for one, other in zip(own.features(pixels), own.features(changed), strict=True):
+        difference = (one - other).norm(dim=1)[0]  # [h, w]
+        row, column = divmod(int(difference.argmax()), difference.shape[1])
+        middle = difference.shape[0] * 3 / 16, difference.shape[1] * 11 / 16
+        assert abs(row + 0.5 - middle[0]) <= 1.5
+        assert abs(column + 0.5 - middle[1]) <= 1.5
+
+
 def test_a_tower_that_takes_one_size_only_has_no_smaller_look(monkeypatch):
     trunk = make_tower(VISION["timm convnext"])[0].model.visual.trunk
     run = type(trunk).forward_intermediates
@@ -188,7 +219,7 @@ def test_a_tower_that_takes_one_size_only_has_no_smaller_look(monkeypatch):
         return run(self, pixels, **settings)
 
     monkeypatch.setattr(type(trunk), "forward_intermediates", of_one_size)
-    assert make_tower(VISION["timm convnext"])[0].for_patches().only_where == 0
+    assert make_tower(VISION["timm convnext"])[0].for_patches().levels_only_where == 0
 
 
 @torch.no_grad()

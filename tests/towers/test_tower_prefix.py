@@ -32,7 +32,7 @@ def test_features_and_gradients_are_those_of_the_whole_tower(name, for_patches):
     tower = make_tower(VISION[name])[0]
     tower = tower.for_patches() if for_patches else tower
     adapted = adapt(tower, 0.5)
-    levels = len(tower.layers) - tower.only_where  # of these nothing is learned
+    levels = len(tower.layers) - tower.levels_only_where  # of these nothing is learned
     cut = cut_tower(adapted, levels)
     assert cut is not None
     pixels = pixels_for(adapted)
