@@ -88,7 +88,9 @@ def test_scores_of_four_references_stand_for_scans_that_are_compared_with_four(t
     assert memory.references == 4
     pixels, content, _ = to_pixels(REFERENCES[:4], detector.tower)
     honest = memory.leave_one_out(detector.tower.features(pixels), content)
-    plain = float(to_unit(peaks(memory_scored(memory, honest, content, detector.config.smoothing))).mean())
+    plain = float(
+        to_unit(peaks(memory_scored(memory.relative(honest), memory.views, content, detector.config.smoothing))).mean()
+    )
     references = np.array(detector.reference_scores_)
     assert abs(references.mean() - new.mean()) < abs(plain - new.mean())
 
