@@ -1,5 +1,7 @@
 """The settings of the patch memory, and what its reference scores promise."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from fmclip.checkpoint import load_adapter, save_adapter
 from fmclip.detectors import PatchMemory
 from fmclip.detectors.base import to_pixels
 from fmclip.detectors.evidence import MEMORY_SPREAD, peaks, to_unit
-from fmclip.detectors.patch_memory import PatchMemoryConfig, memory_scored
+from fmclip.detectors.patch_memory import PatchMemoryConfig, learn_memory, memory_scored
 from fmclip.errors import TowerError
 from fmclip.learning import Adapter
+from fmclip.memory import ReferenceMemory
 from fmclip.towers import get_tower
+from fmclip.views import tower_views
 
 REFERENCES = [normal_scan(seed) for seed in range(5)]
 VARIANTS = [
@@ -101,3 +105,32 @@ def test_the_threshold_of_a_few_references_knows_how_far_such_scores_lie_apart(t
     assert calibration == Calibration.from_scores(detector.reference_scores_, MEMORY_SPREAD)
     assert calibration.threshold != Calibration.from_scores(detector.reference_scores_).threshold
     assert Adapter.of(detector).calibration() == calibration  # the page takes it from there
+
+
+@torch.no_grad()
+def test_views_that_say_only_where_do_not_change_how_scores_are_carried_on(tower):
+    own = tower.for_patches()
+    pixels, content, _ = to_pixels(REFERENCES, own)
+    features = own.features(pixels)
+
+    def learn(features, content, references, views):
+        return ReferenceMemory.learn(features, content, views, references=references)
+
+    views = tower_views(own)
+    scored = [row for row, view in enumerate(views) if view.weight > 0]
+    assert len(scored) == len(views) - 1
+    memory, carried = learn_memory(features, content, learn, views, 5, 0.1, 0.4)
+    _, alone = learn_memory(features, content, learn, [views[row] for row in scored], 5, 0.1, 0.4)
+    torch.testing.assert_close(carried[:, scored], alone)
+    logs = []
+    for dropped in range(4):  # the definition, over all views
+        kept = [row for row in range(5) if row != dropped]
+        fewer = learn([one[kept] for one in features], content[kept], 4, views)
+        longer = fewer.leave_one_out([one[kept] for one in features], content[kept])
+        longer = longer * (fewer.scale / memory.scale).view(-1, 1, 1)
+        nearer = memory.leave_one_out(features, content)[kept]
+        near, far = (peaks(memory_scored(memory.relative(one), views, content[kept], 0.4)) for one in (nearer, longer))
+        logs.append((near / far).log().mean())
+    factor = (torch.stack(logs).mean().clamp_max(0) * math.log(5 / 4) / math.log(4 / 3)).exp()
+    assert factor < 0.99
+    torch.testing.assert_close(carried, memory.leave_one_out(features, content) * factor)

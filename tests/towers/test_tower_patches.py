@@ -12,6 +12,7 @@ from fmclip.towers.ahead import agrees, at_every_place
 from fmclip.towers.smaller import smaller_side
 from fmclip.towers.taps import SKETCH, sketch
 from fmclip.towers.vision import share
+from fmclip.views import tower_views
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,7 @@ def test_the_embedded_tower_looks_ahead():
     mini = get_tower("mini")
     own = mini.for_patches()
     assert own.levels_only_where == 3
+    assert [view.level for view in tower_views(own) if view.weight == 0] == [3, 4, 5]
     assert mini.levels_only_where == 0
     pixels, outputs = pixels_for(mini), []
     hook = mini.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
