@@ -52,25 +52,23 @@ class View:
 
 def tower_views(tower: Tower, levels: Sequence[int] = ()) -> tuple[View, ...]:
     """Choose views for a tower, see `default_views`."""
-    return default_views(len(tower.layers), levels, levels_only_where=tower.levels_only_where)
+    return default_views(len(tower.layers), levels, looks_ahead=tower.looks_ahead)
 
 
-def default_views(n_levels: int, levels: Sequence[int] = (), *, levels_only_where: int = 0) -> tuple[View, ...]:
+def default_views(n_levels: int, levels: Sequence[int] = (), *, looks_ahead: bool = False) -> tuple[View, ...]:
     """Choose views for so many levels.
 
     Context and mirror at the shallowest and at the deepest level; direction at those in between and, an eighth of it,
-    at the deepest (all of it where there are none in between). Direction, context and mirror count a third each for
-    whether a scan deviates.
+    at the deepest (all of it where there are none in between). Direction, context and mirror count a third each.
 
     Where is said by the views above the shallowest level, if there are any: the shallow ones tell odd scans from normal
-    ones, but light up at edges far from the lesion too. Levels of the next scale (`towers.ahead`) and of a smaller
-    copy of the picture (`towers.smaller`) are asked for their direction, and only where: each counts as much as the
-    directions in between.
+    ones, but light up at edges far from the lesion too. A level that looks ahead (`towers.ahead`) is asked for its
+    direction, and only where: it counts as much as the directions in between.
 
     Args:
         n_levels: Levels of the tower.
         levels: Which of them, 0 the shallowest; none takes all.
-        levels_only_where: How many of the last levels say where and not whether; beside no others they are like any.
+        looks_ahead: Whether the deepest of all levels looks ahead; beside no other it is a level like any.
 
     Returns:
         The views: directions, then contexts, then mirrors, each from shallow to deep.
@@ -81,11 +79,7 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, levels_only_wher
     if any(not 0 <= level < n_levels for level in levels):
         raise TowerError(f"The tower has the levels 0 to {n_levels - 1}; choose among them.")
     chosen = sorted(set(levels)) or list(range(n_levels))
-    placing = [level for level in chosen if level >= n_levels - levels_only_where]
-    if len(placing) < len(chosen):
-        chosen = chosen[: len(chosen) - len(placing)]
-    else:
-        placing = []
+    ahead = [chosen.pop()] if looks_ahead and len(chosen) > 1 and chosen[-1] == n_levels - 1 else []
     *others, deepest = chosen
     ends = [*others[:1], deepest]
 
@@ -96,7 +90,7 @@ def default_views(n_levels: int, levels: Sequence[int] = (), *, levels_only_wher
     return (
         *(view(level, "direction", between / len(others[1:])) for level in others[1:]),
         view(deepest, "direction", 0.25 if others[1:] else between),
-        *(View(level, "direction", 0.0, between) for level in placing),
+        *(View(level, "direction", 0.0, between) for level in ahead),
         *(view(level, "context") for level in ends),
         *(view(level, "mirror") for level in ends),
     )

@@ -154,23 +154,17 @@ def test_the_ends_show_surroundings_and_the_levels_between_appearance():
     ]
 
 
-def test_levels_ahead_and_of_a_smaller_copy_say_where_and_not_whether():
-    plain, views = default_views(3), default_views(5, levels_only_where=2)
-    placing = [view for view in views if view.level >= 3]
-    assert [(view.level, view.kind, view.weight, view.map_weight) for view in placing] == [
-        (3, "direction", 0.0, 1.75),
-        (4, "direction", 0.0, 1.75),
-    ]
-    assert not any(view.is_learned_from for view in placing)
-    assert [view for view in views if view not in placing] == list(plain)
-    assert default_views(5, levels=[0, 1, 2], levels_only_where=2) == plain
-    assert [view.level for view in default_views(5, levels=[0, 1, 2, 4], levels_only_where=2) if view.weight == 0] == [
-        4
-    ]
-    assert [view.weight for view in default_views(5, levels=[4], levels_only_where=2)] == [1.0] * 3
+def test_a_level_that_looks_ahead_says_where_and_not_whether():
+    plain, views = default_views(3), default_views(4, looks_ahead=True)
+    (ahead,) = (view for view in views if view.level == 3)
+    assert (ahead.kind, ahead.weight, ahead.map_weight) == ("direction", 0.0, 1.75)
+    assert not ahead.is_learned_from
+    assert [view for view in views if view != ahead] == list(plain)
+    assert default_views(4, levels=[0, 1, 2], looks_ahead=True) == plain
+    assert [view.weight for view in default_views(4, levels=[3], looks_ahead=True)] == [1.0] * 3
     distances = torch.rand(2, len(views), 8, 8)
     changed = distances.clone()
-    changed[:, [views.index(view) for view in placing]] += 1
+    changed[:, views.index(ahead)] += 1
     torch.testing.assert_close(weigh(changed, views), weigh(distances, views))
     assert (weigh_places(changed, views) - weigh_places(distances, views)).min() > 0.2
 

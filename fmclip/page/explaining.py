@@ -113,8 +113,7 @@ def answer(why: Why | None) -> str:
         f"<p>This patch is {far} the oddest patch of a normal scan, whose distance is 1 on average. Each row is one "
         f"way of looking, and its distance a mean over the references that leans on the nearest; patches near in one "
         f"row may be far in another. The shallowest layer counts for the score alone, the next scale on a finer grid "
-        f"and a smaller, mirrored copy of the picture for where the map is high, the others for both."
-        f"</p>{hint}{rows}</div>"
+        f"for where the map is high, the others for both.</p>{hint}{rows}</div>"
     )
 
 

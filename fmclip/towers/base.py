@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from fmclip.errors import TowerError
 from fmclip.towers import lora
+from fmclip.towers.ahead import Ahead
 from fmclip.towers.attention import split_attention
 from fmclip.towers.blocks import PlaceEmbedder, PromptedVisual, blocks_of, takes_tokens
 from fmclip.towers.folding import Folded
 from fmclip.towers.identity import Identity
 from fmclip.towers.patch_levels import patch_levels
-from fmclip.towers.places import Place, index_of, says_only_where
 from fmclip.towers.precision import FeatureRunner, preferred_backend, prefers_bf16
+from fmclip.towers.taps import Place, index_of
 from fmclip.towers.text import text_encoder
 from fmclip.towers.vision import Level, all_levels, default_levels, square_side
 
@@ -125,9 +126,9 @@ class Tower:
         return tuple(level.grid for level in self._levels)
 
     @property
-    def levels_only_where(self) -> int:
-        """How many of the levels in use, the last ones, say where a scan deviates and not whether it does."""
-        return sum(says_only_where(level.place) for level in self._levels)
+    def looks_ahead(self) -> bool:
+        """Whether the deepest level in use is a block of the scale beyond, see `towers.ahead`."""
+        return isinstance(self._levels[-1].place, Ahead)
 
     @property
     def all_layers(self) -> tuple[str, ...]:

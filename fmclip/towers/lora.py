@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fmclip.errors import TowerError
-from fmclip.towers.places import Place, says_only_where
+from fmclip.towers.ahead import Ahead
+from fmclip.towers.taps import Place
 from fmclip.towers.vision import adaptable_layers, share
 
 
@@ -47,7 +48,7 @@ def add_lora(
 
     if rank < 1 or not 0 <= dropout < 1 or not 0 < depth <= 1:
         raise TowerError("LoRA needs a rank of at least 1, a dropout in [0, 1) and a depth in (0, 1].")
-    own = [place for place in places if not says_only_where(place)]
+    own = [place for place in places if not isinstance(place, Ahead)]  # a block beyond is never trained
     blocks = adaptable_layers(visual, own, image_size)
     if not blocks:
         raise TowerError("This image tower has no linear or 1x1 convolution layer that LoRA could adapt.")

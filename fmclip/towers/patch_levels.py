@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fmclip.towers.ahead import REFUSALS, Ahead, agrees, at_every_place
-from fmclip.towers.smaller import Smaller, smaller_side
+from fmclip.towers.ahead import Ahead, agrees, at_every_place
 from fmclip.towers.taps import SKETCH, Tap
 from fmclip.towers.vision import Features, Level, block_name, blocks_in_order, is_adaptable, run_shapes, share
 
@@ -31,8 +30,7 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
 
     Returns:
         The levels, from shallow to deep; where that scale has fewer than four blocks, those of `levels` that are at
-        least half as fine as the finest. Of a pyramid then those that say only where: one of the scale beyond, if there
-        is any (`towers.ahead`), and that one and the middle level in a smaller copy of the picture (`towers.smaller`).
+        least half as fine as the finest. Of a pyramid with a scale beyond, then one that looks ahead (`towers.ahead`).
     """
     finest = max(rows for rows, _ in (level.grid for level in levels))
     scales = tuple(level for level in levels if 2 * level.grid[0] >= finest)
@@ -43,7 +41,7 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
     beyond = [level for level in ahead if level is not None]
     blocks = _blocks_at(visual, last, image_size)
     if len(blocks) < 4:
-        return (*scales, *beyond, *_smaller_levels(visual, [last, *beyond], image_size))
+        return (*scales, *beyond)
     quarter, three_quarters = (math.ceil(len(blocks) * depth) for depth in (1 / 4, 3 / 4))
     first, second = blocks[quarter - 1], blocks[three_quarters - 1]
     shallow = Level(f"{last.name}, block {quarter}", Tap(first.name, last.place), first.width, last.grid)
@@ -52,29 +50,7 @@ def patch_levels(visual: nn.Module, kind: str, levels: Sequence[Level], image_si
     else:
         tap = Tap(second.projection, last.place, is_input=True)
         middle = Level(f"{last.name}, inside block {three_quarters}", tap, min(second.inner_width, SKETCH), last.grid)
-    return (shallow, middle, last, *beyond, *_smaller_levels(visual, [middle, *beyond], image_size))
-
-
-def _smaller_levels(visual: nn.Module, levels: Sequence[Level], image_size: int) -> list[Level]:
-    """The same levels of a smaller copy of the picture; none where the tower takes no other size."""
-    stride = 2 ** round(math.log2(2 * image_size / levels[0].grid[0]))  # of the scale beyond; grids are rounded up
-    side = smaller_side(image_size, stride)
-    if side is None:
-        return []
-    places = []
-    for level in levels:
-        assert not isinstance(level.place, Smaller)
-        places.append(Smaller(level.place, side, level.grid))
-    try:
-        found = run_shapes(Features(share(visual), places), image_size)
-    except REFUSALS:
-        return []
-    if any(one.shape[1] != level.width for one, level in zip(found, levels, strict=True)):
-        return []
-    return [
-        Level(f"{level.name}, at {side} pixels", place, level.width, level.grid)
-        for level, place in zip(levels, places, strict=True)
-    ]
+    return (shallow, middle, last, *beyond)
 
 
 def _level_ahead(visual: nn.Module, last: Level, following: Level, image_size: int) -> Level | None:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmclip.towers.places import Place, plain
-from fmclip.towers.taps import Tap
+from fmclip.towers.taps import Place, Tap
 from fmclip.towers.vision import Features, share
 
 
@@ -67,7 +66,7 @@ class FeatureRunner:
     def __init__(self, visual: nn.Module, places: Sequence[Place], *, bf16: bool, backend: str | None) -> None:
         self.source = visual
         self.visual = rounded(visual) if bf16 else visual
-        if self.visual is visual and any(isinstance(plain(place), Tap) for place in places):
+        if self.visual is visual and any(isinstance(place, Tap) for place in places):
             self.visual = share(visual)  # it gets hooks
         self._places = places
         self._bf16 = bf16

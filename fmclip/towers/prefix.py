@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fmclip.towers.ahead import REFUSALS
 from fmclip.towers.lora import lora_tensors
-from fmclip.towers.places import Place
+from fmclip.towers.taps import Place
 from fmclip.towers.vision import Features, block_name, blocks_in_order, share
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def cut_tower(tower: Tower, levels: int) -> FrozenPrefix | None:
         levels: How many levels are wanted, from the shallowest on.
 
     Returns:
-        None where LoRA begins in the first block, where more lies between two blocks than the output of the former, or
-        where levels of a smaller copy of the picture are wanted, which no training is.
+        None where LoRA begins in the first block, or where more lies between two blocks than the output of the former.
     """
     visual, places = tower._visual, tower._places[:levels]
     blocks = list(blocks_in_order(visual, places, tower.image_size))

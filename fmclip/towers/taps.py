@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fmclip.towers.ahead import Ahead
 
 SKETCH = 128
 """Channels to which hidden activations are brought; more bring nothing (benchmarks/NOTES.md)."""
@@ -51,6 +54,10 @@ class Tap:
         return sketch(tapped[self.module]) if self.is_input else tapped[self.module]
 
 
+Place: TypeAlias = int | Tap | Ahead
+"""Where features are taken: one of the tower's own intermediate features, a tap, or a block behind one of them."""
+
+
 @contextmanager
 def tapping() -> Iterator[dict[str, Tensor]]:
     """Collect what hooks see while a tower runs in this thread: outputs and inputs by the name of their module."""
@@ -60,6 +67,11 @@ def tapping() -> Iterator[dict[str, Tensor]]:
         yield tapped
     finally:
         _TAPPED.reset(reset)
+
+
+def index_of(place: Place) -> int:
+    """How far the tower must run: the place's own or the next of its intermediate features."""
+    return place if isinstance(place, int) else place.index
 
 
 def sketch(features: Tensor) -> Tensor:

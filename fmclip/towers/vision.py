@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 
 from fmclip.errors import TowerError
 from fmclip.towers.ahead import Ahead, at_every_place
-from fmclip.towers.places import Place, index_of, plain
-from fmclip.towers.smaller import PlainPlace, Smaller, smaller
-from fmclip.towers.taps import Tap, tapping
+from fmclip.towers.taps import Place, Tap, index_of, tapping
 
 DEPTHS = (1 / 2, 3 / 4, 1.0)  # layers J of a transformer: 12, 18 and 24 of 24 (FusionMedCLIP section 3)
 N_SCALES = len(DEPTHS)
@@ -42,8 +39,6 @@ class Level:
 class Features(nn.Module):
     """The image tower from its input to the deepest level asked for; nothing above that is run.
 
-    Where levels of a smaller copy of the picture are asked for, it runs over that copy too.
-
     Patch tokens are the plain outputs of the blocks: no final norm, which was trained for the last block only.
 
     Args:
@@ -55,56 +50,43 @@ class Features(nn.Module):
         super().__init__()
         self.visual: Any = visual
         self.places = places
-        self.at_size = [place for place in places or () if not isinstance(place, Smaller)]
-        self.in_copy = [place for place in places or () if isinstance(place, Smaller)]  # all of one side
-        self.ahead = nn.ModuleDict()
-        for place in dict.fromkeys(plain(place) for place in places or ()):
-            if isinstance(place, Tap):
-                place.listen(visual)
-            elif isinstance(place, Ahead):
-                self.ahead[_module_name(place)] = at_every_place(share(visual.get_submodule(place.block)))
+        self.indices = None if places is None else sorted({index_of(place) for place in places})
+        self.taps = [place for place in places or () if isinstance(place, Tap)]
+        for tap in self.taps:
+            tap.listen(visual)
+        self.ahead = nn.ModuleDict(  # names of modules hold no dots
+            {
+                str(row): at_every_place(share(visual.get_submodule(place.block)))
+                for row, place in enumerate(places or ())
+                if isinstance(place, Ahead)
+            }
+        )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return one [B, C_j, H_j, W_j] for each level, from normalised pixels [B, 3, S, S]."""
-        if self.places is None:
-            return self._intermediates(pixels, None)
-        seen: dict[Place, Tensor] = {}
-        if self.at_size:
-            seen |= zip(self.at_size, self._look(pixels, self.at_size), strict=True)
-        if self.in_copy:
-            found = self._look(smaller(pixels, self.in_copy[0].side), [place.of for place in self.in_copy])
-            seen |= {place: place.restore(level) for place, level in zip(self.in_copy, found, strict=True)}
-        return [seen[place] for place in self.places]
-
-    def _look(self, pixels: Tensor, places: Sequence[PlainPlace]) -> list[Tensor]:
-        """Run the tower once: [B, 3, S, S] -> [B, C, H, W] at each place."""
-        indices = sorted({index_of(place) for place in places})
-        has_taps = any(isinstance(place, Tap) for place in places)
-        with ExitStack() as stack:  # a compiled graph breaks where taps are listened to
-            tapped = stack.enter_context(tapping()) if has_taps else {}
-            own = dict(zip(indices, self._intermediates(pixels, indices), strict=True))
+        if self.places is None or self.indices is None or not (self.taps or self.ahead):
+            return self._intermediates(pixels)
+        with tapping() as tapped:
+            found = self._intermediates(pixels)
+        own = dict(zip(self.indices, found, strict=True))
         levels = []
-        for place in places:
+        for row, place in enumerate(self.places):
             if isinstance(place, Tap):
                 levels.append(place.read(tapped))
             else:
                 level = own[index_of(place)]
-                levels.append(self.ahead[_module_name(place)](level) if isinstance(place, Ahead) else level)
+                levels.append(self.ahead[str(row)](level) if isinstance(place, Ahead) else level)
         return levels
 
-    def _intermediates(self, pixels: Tensor, indices: Sequence[int] | None) -> list[Tensor]:
+    def _intermediates(self, pixels: Tensor) -> list[Tensor]:
         from open_clip.modified_resnet import ModifiedResNet
 
         # ModifiedResNet reads `stop_early` the other way round: it cuts its stages when told not to stop
         stop_early = not isinstance(self.visual, ModifiedResNet)
         out = self.visual.forward_intermediates(
-            pixels, indices=indices, stop_early=stop_early, intermediates_only=True, output_fmt="NCHW"
+            pixels, indices=self.indices, stop_early=stop_early, intermediates_only=True, output_fmt="NCHW"
         )
         return out["image_intermediates"]
-
-
-def _module_name(place: Ahead) -> str:
-    return place.block.replace(".", "/")  # names of modules hold no dots
 
 
 def share(module: nn.Module) -> nn.Module:

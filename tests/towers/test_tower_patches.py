@@ -9,10 +9,8 @@ from tower_models import VISION, make_tower, pixels_for
 
 from fmclip.towers import get_tower
 from fmclip.towers.ahead import agrees, at_every_place
-from fmclip.towers.smaller import smaller_side
 from fmclip.towers.taps import SKETCH, sketch
 from fmclip.towers.vision import share
-from fmclip.views import tower_views
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +30,8 @@ def test_layers_that_were_chosen_are_kept(convnext):
 @pytest.mark.parametrize(
     ("vision", "layers"),
     [
-        (
-            "timm convnext",
-            ("stride 16, block 1", "stride 16, block 3", "stride 16", "stride 16, block 3, at 128 pixels"),
-        ),
-        (
-            "resnet",  # too few blocks to choose among
-            ("stride 8", "stride 16", "stride 32 on the grid of stride 16"),  # 64 pixels: no smaller copy
-        ),
+        ("timm convnext", ("stride 16, block 1", "stride 16, block 3", "stride 16")),
+        ("resnet", ("stride 8", "stride 16", "stride 32 on the grid of stride 16")),  # too few blocks to choose among
     ],
 )
 def test_a_pyramid_compares_patches_at_several_depths_of_one_scale(vision, layers):
@@ -65,7 +57,7 @@ def test_taps_give_what_the_blocks_give(convnext):
     convnext.model.visual(convnext.normalise(pixels))
     for hook in hooks:
         hook.remove()
-    first, second, last, _ = convnext.for_patches().features(pixels)
+    first, second, last = convnext.for_patches().features(pixels)
     for ours, place in ((first, 0), (second, 2), (last, len(outputs) - 1)):
         torch.testing.assert_close(ours, outputs[place], rtol=1e-4, atol=1e-5)
     assert len(convnext.for_patches().features(pixels, levels=1)) == 1
@@ -118,21 +110,20 @@ def test_a_block_that_is_another_without_its_step_is_not_asked():
 def test_the_embedded_tower_looks_ahead():
     mini = get_tower("mini")
     own = mini.for_patches()
-    assert own.levels_only_where == 3
-    assert [view.level for view in tower_views(own) if view.weight == 0] == [3, 4, 5]
-    assert mini.levels_only_where == 0
+    assert own.looks_ahead
+    assert not mini.looks_ahead
     pixels, outputs = pixels_for(mini), []
     hook = mini.model.visual.trunk.blocks[5][0].register_forward_hook(lambda _module, _args, out: outputs.append(out))
     mini.model.visual(mini.normalise(pixels))
     hook.remove()
-    shared, coarse = own.features(pixels)[3][:, :, 1::2, 1::2], outputs[0]  # [B, 208, 7, 7] both
+    shared, coarse = own.features(pixels)[-1][:, :, 1::2, 1::2], outputs[0]  # [B, 208, 7, 7] both
     torch.testing.assert_close(shared[:, :, 1:-1, 1:-1], coarse[:, :, 1:-1, 1:-1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_stage_is_no_block():
     """Of a stage that holds blocks only the first step would be undone."""
     vision = {"timm_model_name": "fastvit_t8", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
-    assert not any("on the grid of" in name for name in make_tower(vision)[0].for_patches().layers)
+    assert not make_tower(vision)[0].for_patches().looks_ahead
 
 
 def test_lora_leaves_the_block_ahead_alone():
@@ -153,10 +144,9 @@ def test_lora_leaves_the_block_ahead_alone():
 def test_an_inverted_bottleneck_shows_what_is_inside():
     mini = get_tower("mini")
     own = mini.for_patches()
-    inside, ahead = "stride 16, inside block 6", "stride 32 on the grid of stride 16"
-    smaller = (f"{inside}, at 160 pixels", f"{ahead}, at 160 pixels")
-    assert own.layers == ("stride 16, block 2", inside, "stride 16", ahead, *smaller)
-    assert own.widths == (88, SKETCH, 120, 208, SKETCH, 208)
+    ahead = "stride 32 on the grid of stride 16"
+    assert own.layers == ("stride 16, block 2", "stride 16, inside block 6", "stride 16", ahead)
+    assert own.widths == (88, SKETCH, 120, 208)
     hidden = []
     block = mini.model.visual.trunk.blocks[4][1]
     hook = block.conv_pwl.register_forward_pre_hook(lambda _module, args: hidden.append(args[0]))
@@ -165,35 +155,6 @@ def test_an_inverted_bottleneck_shows_what_is_inside():
     hook.remove()
     assert hidden[0].shape[1] == 720
     torch.testing.assert_close(own.features(pixels)[1], sketch(hidden[0]), rtol=1e-3, atol=1e-3)
-
-
-@torch.no_grad()
-def test_a_smaller_copy_is_seen_mirrored_and_its_features_lie_where_they_belong(convnext):
-    own, outputs = convnext.for_patches(), []
-    block = convnext.model.visual.trunk.stages[2].blocks[2]
-    hook = block.register_forward_hook(lambda _block, _args, out: outputs.append(out))
-    pixels = pixels_for(convnext)
-    side = 128  # of 160: five sevenths, in steps of the largest stride
-    small = torch.nn.functional.interpolate(convnext.normalise(pixels), (side, side), mode="bilinear").flip(3)
-    convnext.model.visual.forward_intermediates(small, intermediates_only=True)
-    hook.remove()
-    rows, columns = own.grids[3]
-    expected = torch.nn.functional.interpolate(outputs[0].flip(3), (rows, columns), mode="bilinear")
-    torch.testing.assert_close(own.features(pixels)[3], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("image_size", "side"), [(64, None), (160, 128), (224, 160), (260, 192), (299, 224), (300, 224), (380, 288)]
-)
-def test_a_smaller_copy_fits_the_tower_s_steps(image_size, side):
-    assert smaller_side(image_size, 32) == side
-
-
-@pytest.mark.parametrize("image_size", [160, 260, 300])
-def test_grids_that_are_rounded_up_do_not_change_the_steps(image_size):
-    tower = make_tower({**VISION["timm convnext"], "timm_model_name": "mobilenetv2_035", "image_size": image_size})[0]
-    side = smaller_side(image_size, 32)
-    assert any(name.endswith(f"at {side} pixels") for name in tower.for_patches().layers)
 
 
 @torch.no_grad()
@@ -210,18 +171,6 @@ def test_what_changes_in_a_corner_changes_there_at_every_level(convnext):
         middle = difference.shape[0] * 3 / 16, difference.shape[1] * 11 / 16
         assert abs(row + 0.5 - middle[0]) <= 1.5
         assert abs(column + 0.5 - middle[1]) <= 1.5
-
-
-def test_a_tower_that_takes_one_size_only_has_no_smaller_look(monkeypatch):
-    trunk = make_tower(VISION["timm convnext"])[0].model.visual.trunk
-    run = type(trunk).forward_intermediates
-
-    def of_one_size(self, pixels, **settings):
-        assert pixels.shape[-1] == 160, "another size"
-        return run(self, pixels, **settings)
-
-    monkeypatch.setattr(type(trunk), "forward_intermediates", of_one_size)
-    assert make_tower(VISION["timm convnext"])[0].for_patches().levels_only_where == 0
 
 
 @torch.no_grad()

@@ -32,13 +32,12 @@ def test_features_and_gradients_are_those_of_the_whole_tower(name, for_patches):
     tower = make_tower(VISION[name])[0]
     tower = tower.for_patches() if for_patches else tower
     adapted = adapt(tower, 0.5)
-    levels = len(tower.layers) - tower.levels_only_where  # of these nothing is learned
-    cut = cut_tower(adapted, levels)
+    cut = cut_tower(adapted, len(tower.layers))
     assert cut is not None
     pixels = pixels_for(adapted)
     begun = cut.begin(pixels)
     assert not any(one.requires_grad for one in begun)
-    whole, rest = adapted.features(pixels, levels), cut.features(pixels, begun)
+    whole, rest = adapted.features(pixels), cut.features(pixels, begun)
     assert [level.requires_grad for level in rest] == [level.requires_grad for level in whole]
     for one, other in zip(rest, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
