@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmclip.colours import COLOUR_MAPS, COLOURS
@@ -116,28 +115,17 @@ def save_map(path: Path, anomaly_map: np.ndarray) -> None:
     _write_png(path, np.rint(np.clip(anomaly_map, 0, 1) * 65535).astype(np.uint16))
 
 
-def score_histogram(
-    reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
-) -> Figure:
-    """Plot the scores of the reference scans with the threshold, and scans marked among them.
-
-    Args:
-        reference_scores: Leave-one-out scores, in [0, 1].
-        threshold: Threshold of the adapter.
-        marked: Scores of scans to mark, by label.
-
-    Returns:
-        A figure of its own, outside of pyplot's registry.
-    """
-    figure = Figure(figsize=(5.2, 2.8), dpi=100, layout="constrained")
-    draw_score_histogram(figure.subplots(), reference_scores, threshold, marked)
-    return figure
-
-
 def draw_score_histogram(
     axes: Axes, reference_scores: Sequence[float], threshold: float, marked: Mapping[str, float] | None = None
 ) -> None:
-    """Draw what `score_histogram` shows into axes of a larger figure."""
+    """Plot the scores of the reference scans with the threshold, and scans marked among them.
+
+    Args:
+        axes: Of a figure.
+        reference_scores: Leave-one-out scores, in [0, 1].
+        threshold: Threshold of the adapter.
+        marked: Scores of scans to mark, by label.
+    """
     axes.set(xlabel="score", ylabel="reference scans", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     bins = np.linspace(0, 1, 41)  # one scale for all scans of all adapters

@@ -3,15 +3,16 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from fmclip.figures import (
     CONTOUR_COLOUR,
     MASK_COLOUR,
     colour_position,
+    draw_score_histogram,
     overlay,
     save_map,
     save_picture,
-    score_histogram,
 )
 from fmclip.scans import Scan
 
@@ -121,8 +122,9 @@ def _draw(figure) -> np.ndarray:
 
 
 def test_histogram_marks_threshold_and_scans():
-    figure = score_histogram([0.2, 0.25, 0.3], 0.5, {"scan 1": 0.8, "scan 2": 0.1})
-    (axes,) = figure.axes
+    figure = Figure()
+    axes = figure.subplots()
+    draw_score_histogram(axes, [0.2, 0.25, 0.3], 0.5, {"scan 1": 0.8, "scan 2": 0.1})
     assert axes.get_xlim() == (0, 1)  # the same for every adapter
     assert [text.get_text() for text in axes.texts] == ["scan 1", "scan 2"]
     assert sum(patch.get_height() for patch in axes.patches) == 3

@@ -24,9 +24,18 @@ def map_offset(maps: Tensor, scores: Tensor, content: Tensor) -> float:
         scores: Log-odds [k] of the references.
         content: [k, S, S] bool.
     """
+    return float((scores - _hottest(maps, content)).mean())
+
+
+def at_score(maps: Tensor, scores: Tensor, content: Tensor) -> Tensor:
+    """Shift each map [B, h, w] so that its hottest place is as high as the image score [B]; content [B, S, S] bool."""
+    return maps + (scores - _hottest(maps, content))[:, None, None]
+
+
+def _hottest(maps: Tensor, content: Tensor) -> Tensor:
+    """Highest value of each map [B, h, w] inside the scan: [B]."""
     inside = patch_content(content, grid_of(maps))
-    hottest = maps.masked_fill(~inside, -torch.inf).flatten(1).amax(dim=1)  # [k]
-    return float((scores - hottest).mean())
+    return maps.masked_fill(~inside, -torch.inf).flatten(1).amax(dim=1)
 
 
 def log_odds_predictions(maps: Tensor, scores: Tensor, boxes: Sequence[Letterbox], size: int) -> list[Prediction]:

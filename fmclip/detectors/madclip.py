@@ -10,7 +10,8 @@ k abnormal scans; masks are used where there are some. The tower stays frozen:
 
 Where the paper is silent: features are layer-normalised before the adapters, so that one learning rate suits any tower;
 the softmax has a temperature; synonyms are UMLS's, contexts are drawn as CoOp draws them; SigLIP's bias starts at 0,
-since both classes are equally frequent. A CNN keeps its own scales in place of the four layers.
+since both classes are equally frequent. A CNN keeps its own scales in place of the four layers. Pictures have the
+tower's input size (the paper: 240 pixels) and keep their aspect ratio: letterbox bars do not count in the score.
 The six ablations of section 3 are settings.
 """
 
@@ -29,6 +30,7 @@ from fmclip.detectors.base import DetectorConfig, setting
 from fmclip.detectors.manual_prompts import embed_manual_prompts
 from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.maps import average_maps, resize_map
+from fmclip.patch_grid import grid_of, patch_content
 from fmclip.prompts import CLASSES, umls_concepts
 from fmclip.towers import Tower
 
@@ -179,7 +181,7 @@ class MadCLIP(TrainedDetector):
     def _answer(self, network: MadNetwork, reads: Sequence[Tensor], content: Tensor) -> tuple[Tensor, Tensor]:
         scored = network(reads, network.texts(self.tower))
         maps = average_maps([self._chance(segmentation) for _, segmentation in scored], self._grid)
-        chances = torch.stack([self._chance(detection).double().mean(dim=(1, 2)) for detection, _ in scored])
+        chances = torch.stack([_mean_inside(self._chance(detection).double(), content) for detection, _ in scored])
         return torch.logit(maps, eps=1e-6), torch.logit(chances.mean(dim=0), eps=EPS)
 
     def _loss(
@@ -201,6 +203,12 @@ class MadCLIP(TrainedDetector):
     def _grid(self) -> tuple[int, int]:
         """Grid of the finest level but one: of a transformer, that of all."""
         return sorted(self._levels.grids)[-2:][0]
+
+
+def _mean_inside(maps: Tensor, content: Tensor) -> Tensor:
+    """Mean over the places of a scan, letterbox bars left out: [B, h, w] -> [B]; content [B, S, S] bool."""
+    inside = patch_content(content, grid_of(maps)).to(maps)
+    return (maps * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp_min(1)
 
 
 def image_text_loss(similarity: Tensor, labels: Tensor, kind: str) -> Tensor:

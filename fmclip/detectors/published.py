@@ -50,8 +50,10 @@ class PublishedConfig(TrainedConfig):
     weight_decay: float = setting(0.01, "weight decay of AdamW (Table A1)")
     lora_rank: int = setting(8, "rank of LoRA (Table A1)")
     lora_alpha: float = setting(16.0, "LoRA updates are scaled by alpha / rank (Table A1)")
+    lora_dropout: float = setting(0.05, "dropout in front of LoRA (Table A1)")
     lora_lr: float = setting(3e-5, "learning rate of LoRA (Table A1)")
     block_bottleneck: int = setting(64, "bottleneck of the block adapters (Table A1)")
+    block_dropout: float = setting(0.1, "dropout in the block adapters (Table A1)")
     block_lr: float = setting(5e-5, "learning rate of the block adapters (Table A1)")
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -83,6 +85,7 @@ class PublishedNetwork(nn.Module):
         super().__init__()
         self.config, self.tower, self.is_end_to_end = config, tower, False
         self._learned: Tensor | None = None
+        self._noise: torch.Generator | None = None
         self.register_buffer("manual", torch.empty(0), persistent=False)
         if config.row <= 2:
             self.manual = embed_manual_prompts(tower, config.scan_type)
@@ -94,9 +97,11 @@ class PublishedNetwork(nn.Module):
         if config.row >= 5:
             self.alignment = nn.ModuleList(AlignmentAdapter(c, tower.text_width, generator) for c in tower.widths)
         if config.row == 6:
-            self.tower = tower.with_lora(config.lora_rank, config.lora_alpha, 0.0, generator=generator)
+            self.tower = tower.with_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, generator=generator)
             self.lora = nn.ParameterList(self.tower.lora_parameters())
-            self.block = nn.ModuleList(BlockAdapter(c, config.block_bottleneck, 0.0, generator) for c in tower.widths)
+            self.block = nn.ModuleList(
+                BlockAdapter(c, config.block_bottleneck, config.block_dropout, generator) for c in tower.widths
+            )
 
     def texts(self) -> Tensor:
         """Both prompts [2, D], unit length."""
@@ -108,6 +113,11 @@ class PublishedNetwork(nn.Module):
             self._learned = self.prompts(self.tower).detach()
         return self._learned
 
+    def drop(self, generator: torch.Generator | None) -> None:
+        """Switch the dropout of row 6 on, drawn from a generator, or off."""
+        self._noise = generator
+        self.tower.train_lora(generator)
+
     def forward(self, reads: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Probabilities of each place [B, h, w] and, in rows 1 to 4, log-odds of each picture [B]."""
         texts, temperature = self.texts(), self.config.temperature
@@ -116,7 +126,7 @@ class PublishedNetwork(nn.Module):
             return similarity_map(patches, texts, temperature), embedding @ (texts[1] - texts[0]) / temperature
         levels = self.tower.features(reads[0]) if self.is_end_to_end else reads[1:]
         if self.config.row == 6:
-            levels = [adapter(level) for adapter, level in zip(self.block, levels, strict=True)]
+            levels = [adapter(level, self._noise) for adapter, level in zip(self.block, levels, strict=True)]
         maps = [adapter(level, texts, temperature) for adapter, level in zip(self.alignment, levels, strict=True)]
         grids = sorted(grid_of(one) for one in maps)
         return average_maps(maps, grids[len(grids) // 2]), None
@@ -162,7 +172,9 @@ class Published(TrainedDetector):
         if self.config.row == 6:
             network.is_end_to_end = True
             end_to_end = f"{stage}, end to end"
+            network.drop(generator)
             self._run(network, samples, reads, rows, self.config.stage3_epochs, generator, end_to_end, on_event)
+            network.drop(None)
         return network.eval().requires_grad_(False)
 
     def _answer(self, network: PublishedNetwork, reads: Sequence[Tensor], content: Tensor) -> tuple[Tensor, Tensor]:

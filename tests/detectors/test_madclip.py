@@ -6,7 +6,7 @@ import torch
 from detector_scans import lesion_scan, normal_scan
 
 from fmclip.detectors import DETECTORS
-from fmclip.detectors.madclip import image_text_loss
+from fmclip.detectors.madclip import _mean_inside, image_text_loss
 from fmclip.errors import ReferenceSetError
 from fmclip.towers import get_tower
 
@@ -88,3 +88,11 @@ def test_siglip_lets_one_prompt_have_many_pictures_and_matches_a_sum_over_pairs(
     assert both_low > image_text_loss(torch.tensor([[4.0, -4.0]]), labels[:1], "siglip")
     competing = image_text_loss(torch.full((1, 2), -4.0), labels[:1], "softmax")
     assert competing.item() == pytest.approx(np.log(2), rel=1e-5)
+
+
+def test_letterbox_bars_do_not_count_in_the_score():
+    content = torch.zeros(1, 32, 32, dtype=torch.bool)
+    content[:, 8:24] = True
+    maps = torch.full((1, 4, 4), 0.25)
+    maps[:, 0], maps[:, 3] = 0.9, 0.9  # in the bars
+    assert _mean_inside(maps, content).tolist() == pytest.approx([0.25])

@@ -74,6 +74,24 @@ def test_stage_3_moves_every_lora_pair(rows):
     assert all(weight.abs().max() > 0 for weight in rows[6].network_.lora)  # one of each pair starts at 0
 
 
+def test_row_6_trains_with_the_dropout_of_table_a1_and_answers_without(rows, tower):
+    kind = DETECTORS["fusionmedclip_published"]
+    assert (rows[6].config.lora_dropout, rows[6].config.block_dropout) == (0.05, 0.1)
+    network = rows[6].network_
+    reads = rows[6]._read(torch.rand(1, 3, tower.image_size, tower.image_size))
+    network.is_end_to_end = True
+    with torch.no_grad():
+        assert torch.equal(network(reads)[0], network(reads)[0])
+        network.drop(torch.Generator().manual_seed(0))
+        assert not torch.equal(network(reads)[0], network(reads)[0])
+        network.drop(None)
+    for part in ("lora_dropout", "block_dropout"):
+        other = kind(tower, kind.config_class.preset("row6", scan_type="brain MRI", **QUICK, **{part: 0.0})).fit(
+            NORMALS
+        )
+        assert not np.array_equal(other.predict(QUERIES)[1].map, rows[6].predict(QUERIES)[1].map)
+
+
 def test_hand_written_words_need_a_tower_trained_on_pairs():
     kind = DETECTORS["fusionmedclip_published"]
     with pytest.raises(TowerError, match="never trained together"):
