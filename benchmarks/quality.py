@@ -37,14 +37,14 @@ QUOTED = {
     "busi": {"FusionMedCLIP": (88.8, 89.6, 91.5, 92.1), "PatchCore": (81.7, 82.6, 87.6, 88.9)},
 }
 """Image AUROC in percent for `KS`, as published (dissertation, Table 6: ViT-L/14 after ROCO, twins not removed)."""
-_PLACES = {"root", "out", "resume", "figures"}  # say where files lie, which changes no figure
+_PLACES = {"root", "out", "name", "resume", "figures"}  # say where files lie, which changes no figure
 
 
 def main() -> None:
     """Measure and write JSON, Markdown and figures."""
     parser = _parser()
     options = parser.parse_args()
-    results = Results(json_file=options.out / "quality.json", figures=options.figures)
+    results = Results(json_file=options.out / f"{options.name}.json", figures=options.figures)
     try:
         datasets = load_datasets(options.root, options.dataset)
         tower = get_tower(options.tower, device=resolve_device(options.device))
@@ -75,7 +75,7 @@ def main() -> None:
         raise SystemExit("Error: Nothing was measured.")
     results.draw()
     table = _page(results, _command(parser, options))
-    (options.out / "quality.md").write_text(table, encoding="utf-8")
+    (options.out / f"{options.name}.md").write_text(table, encoding="utf-8")
     print(table)
 
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--name", default="quality", help="of the tables, without ending")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw histograms, ROC and heatmaps")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep each run here; go on after those it holds")
     return parser
