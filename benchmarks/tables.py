@@ -5,7 +5,7 @@
 
 ROOT is as for `python -m fmclip evaluate`. Each table is made by the command that stands in it, one after the other,
 and takes from minutes to an hour or two on two cores; with `--keep DIR` what was measured is kept there, and a
-broken-off rebuild goes on. `--only NAME` rebuilds one. The speed tables have commands of their own (`benchmarks.cpu`, ...).
+broken-off rebuild goes on. `--only NAME` rebuilds one. Speed has commands of its own (`benchmarks.cpu`, ...).
 """
 
 from __future__ import annotations
