@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ to 4 of 256 pixels reach 0.994 and more; 1177 pairs of other people's brain MRI 
 _THUMBNAIL = 64
 _MARGIN = 5  # pixels of a thumbnail's rim that are not compared: a shift brings others in
 _LIKELY = 0.5  # correlation from which it is worth looking for a shift
-_CLOSER = 4.0  # a copy is this much closer to 1 than most pairs are: scans of a phantom are all alike, and none a copy
+CLOSER = 4.0  # a copy is this much closer to 1 than most pairs are: scans of a phantom are all alike, and none a copy
 
 
 @dataclass(frozen=True)
@@ -266,14 +266,15 @@ def _find_copies(scans: Sequence[Scan]) -> list[tuple[int, int]]:
         return []
     thumbnails = _thumbnails(scans)  # [k, 64, 64]
     closeness = _closeness(thumbnails)  # [k, k]
-    bound = max(NEAR_DUPLICATE, 1 - (1 - _usual_closeness(closeness)) / _CLOSER)
+    bound = max(NEAR_DUPLICATE, 1 - (1 - _usual_closeness(closeness)) / CLOSER)
     kept: list[int] = []
     copies = []
     for place, scan in enumerate(scans):
         for earlier in kept:
             same = scan.digest == scans[earlier].digest
-            alike = closeness[earlier, place] > _LIKELY and 0.95 < _aspect(scans[earlier]) / _aspect(scan) < 1.05
-            if same or (alike and _registered_correlation(thumbnails[earlier], thumbnails[place]) > bound):
+            alike = closeness[earlier, place] > _LIKELY and 0.95 < aspect(scans[earlier]) / aspect(scan) < 1.05
+            pairs = lay_over(thumbnails[earlier], thumbnails[place])
+            if same or (alike and any(correlation(*pair) > bound for pair in pairs)):
                 copies.append((earlier, place))
                 break
         else:
@@ -282,7 +283,7 @@ def _find_copies(scans: Sequence[Scan]) -> list[tuple[int, int]]:
 
 
 def _thumbnails(scans: Sequence[Scan]) -> np.ndarray:
-    return np.stack([_thumbnail(scan) for scan in scans])  # [k, 64, 64]
+    return np.stack([thumbnail(scan) for scan in scans])  # [k, 64, 64]
 
 
 def _closeness(thumbnails: np.ndarray) -> np.ndarray:
@@ -297,24 +298,28 @@ def _usual_closeness(closeness: np.ndarray) -> float:
     return float(np.median(closeness[np.triu_indices(len(closeness), 1)]))
 
 
-def _registered_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of two thumbnails [64, 64], the other one mirrored or shifted where that makes them more alike."""
+def lay_over(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the insides [54, 54] of two thumbnails [64, 64], the other one as it is or mirrored, and shifted to fit."""
     window = cv2.createHanningWindow(one.shape[::-1], cv2.CV_32F)
     inside = slice(_MARGIN, -_MARGIN)
-    best = -1.0
     for candidate in (other, np.ascontiguousarray(other[:, ::-1])):
         shift, _ = cv2.phaseCorrelate(one.copy(), candidate.copy(), window)  # which writes into what it is given
         for dx, dy in ((0.0, 0.0), shift):
             if max(abs(dx), abs(dy)) < _MARGIN:
                 there = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
                 moved = cv2.warpAffine(candidate, there, one.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-                best = max(best, float(np.corrcoef(one[inside, inside].ravel(), moved[inside, inside].ravel())[0, 1]))
-    return best
+                yield one[inside, inside], moved[inside, inside]
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of two pictures of one shape; 0 if one of them is flat."""
+    one, other = one - one.mean(), other - other.mean()
+    return float((one * other).sum() / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-9))
 
 
 def _check_shapes(scans: Sequence[Scan]) -> list[ReferenceWarning]:
     """Name scans whose proportions or size are far from those of most."""
-    aspects = np.log([_aspect(scan) for scan in scans])
+    aspects = np.log([aspect(scan) for scan in scans])
     sizes = np.log([math.sqrt(scan.height * scan.width) for scan in scans])
     odd = (abs(aspects - np.median(aspects)) > math.log(1.6)) | (abs(sizes - np.median(sizes)) > math.log(3))
     return [
@@ -366,7 +371,7 @@ def _grey(scan: Scan) -> np.ndarray:
     return scan.pixels if scan.pixels.ndim == 2 else scan.pixels.mean(axis=2)
 
 
-def _thumbnail(scan: Scan) -> np.ndarray:
+def thumbnail(scan: Scan) -> np.ndarray:
     """Return [64, 64] with mean 0 and norm 1, so that a product of two is their correlation; 0 for a flat scan."""
     small = cv2.resize(_grey(scan), (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), 1.0)  # a shift by part of a pixel should cost no correlation
@@ -374,7 +379,8 @@ def _thumbnail(scan: Scan) -> np.ndarray:
     return small / max(float(np.linalg.norm(small)), 1e-6)
 
 
-def _aspect(scan: Scan) -> float:
+def aspect(scan: Scan) -> float:
+    """Width over height."""
     return scan.width / scan.height
 
 

@@ -80,6 +80,11 @@ _DAMAGED = "The adapter file is damaged or incomplete. Download or save it again
 _FOREIGN = "This is not an adapter file. Choose a .safetensors file that fmclip saved after adapting."
 
 
+def limits_of(name: str) -> tuple[float, float]:
+    """Smallest and largest value of a config field that an adapter file may hold."""
+    return LIMITS.get(name, _RATES if name.endswith("_lr") else _NUMBERS)
+
+
 def save_adapter(
     path: str | os.PathLike[str],
     detector: Detector,
@@ -334,7 +339,7 @@ def parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> 
         choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
         if not _is_kind_of(value, default) or (choices and value not in choices):
             raise TypeError(f"config field {key} is of another kind")
-        low, high = LIMITS.get(key, _RATES if key.endswith("_lr") else _NUMBERS)
+        low, high = limits_of(key)
         parts = value if isinstance(value, tuple) else (value,)
         numbers = [part for part in parts if isinstance(part, (int, float))]
         texts = [part for part in parts if isinstance(part, str)]

@@ -7,7 +7,6 @@ import csv
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -17,9 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fmclip.abnormal_scans import read_abnormals, require_fitting
 from fmclip.calibration import MAX_REFERENCES, MIN_REFERENCES, check_references, require_references
 from fmclip.checkpoint import load_adapter, read_window, save_adapter
-from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, Detector, Event, Notice, OnEvent, StageStarted, Step
+from fmclip.detectors import DEFAULT_DETECTOR, DETECTORS, DetectorConfig, Event, Notice, OnEvent, StageStarted, Step
 from fmclip.devices import resolve_device
 from fmclip.errors import FmclipError, ScanError, is_out_of_memory
 from fmclip.evaluation import Dataset, Half, Journal, Plan, Protocol, Results, Run, load_datasets, run_plan, summarise
@@ -30,6 +30,7 @@ from fmclip.report.dicom import can_export, save_secondary_capture, save_segment
 from fmclip.report.files import save_nifti
 from fmclip.scans import AS_STORED, find_scan_files, name_window, parse_window, read_scan, read_scans
 from fmclip.session import Finding
+from fmclip.settings import config_of, describe, presets_of, read_settings
 from fmclip.shortage import fit_where_it_fits
 from fmclip.towers import Tower, get_tower
 
@@ -41,14 +42,6 @@ app = typer.Typer(
 )
 
 
-class Preset(str, Enum):
-    """How long to train; the paper's lengths are for a GPU."""
-
-    FAST = "fast"
-    FULL = "full"
-    PAPER = "paper"
-
-
 ScanPaths = Annotated[list[Path], typer.Argument(metavar="SCAN_OR_FOLDER...", help="Scans, or folders of scans.")]
 TowerName = Annotated[str, typer.Option(help='"mini", or any open_clip model ("ViT-L-14:openai", "hf-hub:org/name").')]
 DeviceName = Annotated[str, typer.Option(help='"auto" takes a GPU when there is one; or "cpu", "cuda", "cuda:1".')]
@@ -57,6 +50,10 @@ SliceIndex = Annotated[
     typer.Option(
         "--slice", min=0, help="Slice of NIfTI volumes, frame of DICOM files, from 0; the middle one if left out."
     ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the method, see `methods`; may be repeated."),
 ]
 WINDOW_HELP = "Window of DICOM and NIfTI files: soft-tissue, lung, brain, bone, as-stored, or CENTRE,WIDTH."
 
@@ -67,18 +64,27 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Adapter file to write (.safetensors).")],
     scan_type: Annotated[str, typer.Option(help='What the scans show, such as "brain MRI".')] = "medical scan",
     tower: TowerName = "mini",
-    preset: Annotated[Preset, typer.Option(help="How long to train.")] = Preset.FULL,
-    method: Annotated[str, typer.Option(help="Method to learn with; those that need abnormal scans are refused.")] = (
-        DEFAULT_DETECTOR
-    ),
+    preset: Annotated[str, typer.Option(help="How long to train: fast, full, paper; `methods` lists others.")] = "full",
+    method: Annotated[str, typer.Option(help="Method to learn with; `methods` lists all.")] = DEFAULT_DETECTOR,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Start of all random draws.")] = 0,
     device: DeviceName = "auto",
     slice_index: SliceIndex = None,
     window: Annotated[str, typer.Option(help=f"{WINDOW_HELP} The adapter remembers it.")] = AS_STORED,
+    abnormal: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="SCAN_OR_FOLDER", help="Abnormal scans, for methods that can use them; may be repeated."),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Masks of abnormal scans, white where abnormal: STEM or STEM_mask."),
+    ] = None,
+    settings: Settings = None,
 ) -> None:
-    """Learn from normal scans and save an adapter."""
+    """Learn from normal scans, and from abnormal ones where the method can, and save an adapter."""
     with _readable_errors():
         shown = parse_window(window)
+        config = _config(method, preset, settings, scan_type, seed)
+        require_fitting(method, bool(abnormal or masks), "give some with --abnormal")
         if out.is_dir():
             raise FmclipError("--out is a folder: give the name of the adapter file to write.")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +93,12 @@ def adapt(
         normals, errors = read_scans(find_scan_files(scans), slice_index=slice_index, window=shown)
         _warn(*map(str, errors))
         require_references(normals)
+        taught, notes = read_abnormals(normals, abnormal or (), masks, slice_index=slice_index, window=shown)
+        _warn(*notes)
         with _progress() as progress:
             told = _shown_on(progress)
             detector = fit_where_it_fits(
-                lambda own: _new_detector(method, own, preset, scan_type, seed).fit(normals, on_event=told),
+                lambda own: DETECTORS[method](own, config).fit(normals, **taught, on_event=told),
                 _tower(tower, device),
                 lambda: _tower(tower, "cpu"),
                 told,
@@ -195,22 +203,30 @@ def evaluate(
     ] = None,
     half: Annotated[Half, typer.Option(help="Part of the groups: choose on tuning, report on report.")] = Half.ALL,
     device: DeviceName = "auto",
+    settings: Settings = None,
 ) -> None:
     """Measure methods on scans with known answers: image and pixel metrics for each k and seed."""
     with _readable_errors():
         wanted = [*(method or ()), *(name.strip() for name in methods.split(",") if name.strip())]
+        chosen = _methods(wanted)
+        changed = read_settings(settings or (), {name: DETECTORS[name].config_class for name in chosen})
+        for name in chosen:
+            config_of(name, preset, changed)  # raises now what it would raise in the middle
         tested = [one for one in _datasets(root, dataset) if dataset or one.name != fit_on]
+        if not tested:
+            raise FmclipError(f"No dataset but {fit_on} is there to test on: add another one, or leave --fit-on out.")
         plan = Plan(
             datasets=tested,
-            methods=_methods(wanted),
+            methods=chosen,
             ks=_reference_counts(k),
             seeds=range(seeds),
-            preset=_preset(preset, _methods(wanted)),
+            preset=preset,
             protocol=protocol,
             half=half,
             abnormal_k=abnormal_k,
             fit_on=_datasets(root, [fit_on])[0] if fit_on else None,
             examples=figures is not None,
+            settings=changed,
         )
         _warn(*(f"{own.name}: {note}." for own in plan.datasets for note in own.notes))
         journal = Journal(resume) if resume else None
@@ -230,6 +246,14 @@ def evaluate(
         _print_tables(results.runs)
 
 
+@app.command("methods")
+def list_methods(method: Annotated[str, typer.Option(help="List the settings of this one.")] = "") -> None:
+    """List the methods; or the settings of one, with the defaults that a preset may change."""
+    with _readable_errors():
+        for name in _methods([method] if method else ["all"]):
+            typer.echo(describe(name, with_settings=bool(method)))
+
+
 def main() -> None:
     """Run the command line."""
     import fmclip.archive_cli
@@ -240,12 +264,15 @@ def main() -> None:
     app()
 
 
-def _new_detector(method: str, tower: Tower, preset: Preset, scan_type: str, seed: int) -> Detector:
-    detector_class = DETECTORS[_methods([method])[0]]
-    if detector_class.uses_abnormals == "required":
-        raise FmclipError(f"The method {method} needs abnormal scans, which `adapt` does not take; use `evaluate`.")
-    config_class: Any = detector_class.config_class
-    return detector_class(tower, config_class.preset(preset.value, scan_type=scan_type, seed=seed))
+def _config(
+    method: str, preset: str, settings: Sequence[str] | None, scan_type: str = "", seed: int = 0
+) -> DetectorConfig:
+    """Make the config of a method that is called by its name."""
+    config_class = DETECTORS[_methods([method])[0]].config_class
+    if preset not in presets_of(method):
+        raise FmclipError(f"{method} has no preset {preset!r}; there are {', '.join(presets_of(method))}.")
+    changed = read_settings(settings or (), {method: config_class})
+    return config_of(method, preset, changed, scan_type=scan_type, seed=seed)
 
 
 def _window_of(adapter: Path, asked: str) -> tuple[float, float] | None:
@@ -284,17 +311,6 @@ def _methods(names: Sequence[str]) -> list[str]:
     if "all" in names:
         return list(DETECTORS)
     return list(dict.fromkeys(names or (DEFAULT_DETECTOR, "patch_memory")))
-
-
-def _preset(name: str, methods: Sequence[str]) -> str:
-    """Take a preset that every method knows."""
-    for method in methods:
-        config_class: Any = DETECTORS[method].config_class
-        try:
-            config_class.preset(name)
-        except ValueError as error:
-            raise FmclipError(f"{method}: {error}") from error
-    return name
 
 
 def _reference_counts(ks: Sequence[int] | None) -> list[int]:

@@ -149,7 +149,7 @@ class Session:
         Args:
             normals: The reference scans.
             scan_type: What they show ("brain MRI").
-            preset: "fast", "full" or "paper".
+            preset: "fast", "full", "paper", or another that the method knows.
             seed: Start of all random draws; the same scans and seed give the same adapter.
             method: Name of the detector.
             preview_queries: Mapped at each good state; scans that are added to the sequence later are mapped too.

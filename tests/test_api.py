@@ -6,10 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
+from gradio_client import handle_file
 from page_scans import CPU, pictures, save_picture
+from PIL import Image
 
 import app
+from fmclip.detectors.madclip import MadCLIP
+from fmclip.detectors.published import Published
 from fmclip.errors import FmclipError
 from fmclip.page import api
 from fmclip.page.tower import TowerLoader
@@ -39,6 +44,14 @@ def test_the_snippet_of_the_readme_works_on_a_running_page(tmp_path, monkeypatch
         assert Path(variables["overlays"][0]).read_bytes()[:4] == b"\x89PNG"
         names = variables["client"].view_api(return_format="dict")["named_endpoints"]
         assert set(names) == {"/adapt", "/predict"}
+        client, abnormals = variables["client"], ROOT / "examples/brain_mri_t1/query"
+        _, facts = client.predict(
+            variables["normals"],
+            method="two_layer",
+            abnormals=[handle_file(abnormals / f"query-{number:02d}.png") for number in (6, 7)],
+            api_name="/adapt",
+        )
+        assert facts["abnormals"] == 2
     finally:
         page.close()
 
@@ -65,12 +78,60 @@ def test_the_same_scans_and_seed_give_the_same_answer_and_uploads_are_gone(servi
         ({"seed": float("nan")}, "seed must be a whole number"),
         ({"seed": None}, "seed must be a whole number"),
         ({"method": "zero_shot"}, "never trained together"),
+        ({"preset": "row5"}, "preset must be fast or full; paper where there is a GPU"),
+        (
+            {"method": "fusionmedclip_published", "preset": "row6"},
+            "or row5; paper where",
+        ),  # row 6 is the paper's length
+        ({"method": "madclip"}, "learns from abnormal scans too: give some as abnormals"),
+        ({"method": "patch_memory", "abnormals": [11]}, "never learns from abnormal scans"),
+        ({"method": "madclip", "masks": [11]}, "give the abnormal scans too"),
+        ({"method": "madclip", "abnormals": [11, 12], "masks": [13]}, "2 abnormal scans came with 1 masks"),
+        ({"method": "madclip", "abnormals": [11], "masks": [(13, 32)]}, "has 32 x 32 pixels, and the scan 64 x 64"),
+        ({"method": "madclip", "abnormals": [4]}, "scan 4 and abnormal scan 1 are the same picture"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_the_uploads_are_deleted(service, cache, options, words):
+    for name in ("abnormals", "masks"):
+        if name in options:
+            seeds = [one if isinstance(one, tuple) else (one, 64) for one in options[name]]
+            options = options | {
+                name: [save_picture(cache / name / f"Mustermann{seed}.png", seed, side) for seed, side in seeds]
+            }
     with pytest.raises(gr.Error, match=words):
         service.adapt(pictures(cache, 1, 2, 3, 4), **options)
     assert not list(cache.rglob("*Mustermann*"))
+
+
+def test_abnormal_scans_and_the_masks_of_some_are_learned_from_and_gone(service, cache, monkeypatch):
+    short = {"epochs": 1, "folds": 0, "copies": 0, "synonyms": 1, "batch_size": 4}
+    monkeypatch.setitem(MadCLIP.config_class.PRESETS, "fast", short)
+    given, fit = {}, MadCLIP.fit
+
+    def watch(self, normals, abnormals=None, *, abnormal_masks=None, on_event=None):
+        given.update(abnormals=abnormals, masks=abnormal_masks)
+        return fit(self, normals, abnormals, abnormal_masks=abnormal_masks, on_event=on_event)
+
+    monkeypatch.setattr(MadCLIP, "fit", watch)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:20, 30:50] = 255
+    file = cache / "masks" / "Mustermann.png"
+    file.parent.mkdir(parents=True)
+    Image.fromarray(mask).save(file)
+    normals, abnormals = pictures(cache, 1, 2, 3, 4), pictures(cache, 11, 12)
+    _, facts = service.adapt(normals, method="madclip", abnormals=abnormals, masks=["", str(file)])
+    assert (facts["references"], facts["abnormals"]) == (4, 2)
+    assert [scan.label for scan in given["abnormals"]] == ["abnormal scan 1", "abnormal scan 2"]
+    assert given["masks"][0] is None
+    assert np.array_equal(given["masks"][1], mask > 0)
+    assert not list(cache.rglob("*Mustermann*"))
+
+
+def test_a_row_of_the_paper_is_a_preset_of_its_method(service, cache, monkeypatch):
+    monkeypatch.setitem(Published.config_class.PRESETS, "row5", {"row": 5, "epochs": 1, "folds": 0, "pool_size": 8})
+    adapter, _ = service.adapt(pictures(cache, 1, 2, 3, 4), method="fusionmedclip_published", preset="row5")
+    rows, _ = service.predict(adapter, pictures(cache, 9))
+    assert 0 <= rows[0]["score"] <= 1
 
 
 def test_one_refused_scan_refuses_the_call_without_its_name(service, cache, caplog):

@@ -27,7 +27,7 @@ ORDER = [
     {"calibration"},
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
-    {"findings", "job", "learning", "hub", "shortage"},
+    {"abnormal_scans", "findings", "job", "learning", "hub", "settings", "shortage"},
     {"in_use"},
     {"session", "evaluation"},
     {"report", "contrastive", "export"},

@@ -1,12 +1,17 @@
 """The choice of a method on the page, and abnormal scans with painted masks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from page_scans import CPU, ME, PLAIN, event, pictures, shown
 
 from fmclip.detectors import DETECTORS
 from fmclip.detectors.madclip import MadCLIP
+from fmclip.detectors.published import Published
+from fmclip.page import exports
 from fmclip.page.handlers import Handlers
+from fmclip.page.keeping import Keeping
 from fmclip.page.teaching import Teaching
 
 
@@ -91,6 +96,25 @@ def test_a_method_that_needs_abnormal_scans_asks_for_them_and_learns_from_their_
     assert given["masks"][0] is None
     rows, columns = np.nonzero(given["masks"][1])
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 19, 15, 24)
+
+
+def test_the_trainings_are_those_of_the_chosen_method(handlers, teaching, visitors, cache, monkeypatch):
+    monkeypatch.setitem(Published.config_class.PRESETS, "row5", {"row": 5, "epochs": 1, "folds": 0, "pool_size": 8})
+    handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
+    radio = shown(teaching.choose_method("fusionmedclip_published", ME))["preset"]
+    rows = [f"row{row}" for row in range(1, 6)]  # row 6 trains as long as the paper: on a GPU only
+    assert [name for _, name in radio["choices"]] == ["fast", "full", *rows]
+    on_gpu = Handlers(visitors, [], SimpleNamespace(has_gpu=True, describe=lambda: "a tower"))
+    names = [name for _, name in shown(on_gpu.arrive(ME))["preset"]["choices"]]
+    assert names == ["fast", "full", *rows, "row6", "paper"]
+    teaching.choose_preset("row5", ME)
+    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "row5", ME))["status"]
+    assert visitors.get(ME).session.detector.config.row == 5
+    assert exports._not_repeatable(visitors.get(ME), visitors.get(ME).session.detector) == ""  # settings of its own
+    assert shown(Keeping(handlers)._shown_again(visitors.get(ME)))["preset"]["value"] == "row5"
+    radio = shown(teaching.choose_method("cosine", ME))["preset"]
+    assert ([name for _, name in radio["choices"]], radio["value"]) == (["fast", "full"], "fast")
+    assert "no such training" in shown(handlers.adapt("brain MRI", "row5", ME))["status"]
 
 
 def test_wiping_the_paint_away_takes_the_mask_away(teaching, visitors, cache):

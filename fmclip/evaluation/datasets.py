@@ -78,10 +78,13 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash answers, groups, parts, order and the files' sizes and times, to tell two states of a dataset apart."""
+        """Hash answers, groups, parts, order and the files' sizes and times, to tell two states of a dataset apart.
+
+        It asks the disk about every file; one that is missing counts as missing.
+        """
         digest = hashlib.sha256()
         for case in self.cases:
-            files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (case.path, *case.masks)]
+            files = [(path.name, *_size_and_time(path)) for path in (case.path, *case.masks)]
             digest.update(repr((files, case.is_abnormal, case.group, case.part)).encode())
         return digest.hexdigest()[:16]
 
@@ -136,6 +139,14 @@ def read_masks(paths: Sequence[Path], shape: tuple[int, int]) -> np.ndarray:
 def scan_type_of(name: str, otherwise: str = "medical scan") -> str:
     """Say what the scans of a dataset of this name show."""
     return next((words for key, words in SCAN_TYPES.items() if key in name.lower()), otherwise)
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

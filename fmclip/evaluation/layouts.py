@@ -1,26 +1,26 @@
 """How people lay out datasets: one small reader each, and one line in `LAYOUTS`.
 
 A reader lists the cases of one dataset folder. Readers that know no patients or twins leave the group empty; then scans
-with equal pixels become one group.
+that are almost the same picture become one group.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fmclip.errors import ScanError
+from fmclip.evaluation.chexpert import is_chexpert, read_chexpert
 from fmclip.evaluation.datasets import Case, Dataset, DatasetError, Part, scan_type_of
+from fmclip.evaluation.mask_files import NO_SCAN, MaskFolder, stem, without_missing_masks
+from fmclip.evaluation.twins import Look, name_groups
 from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
-CHEXPERT_COLUMNS = {"Path", "No Finding", "Frontal/Lateral"}
-CHEXPERT_NOT_FINDINGS = {"No Finding", "Support Devices", "Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"}
-"""Columns that are no finding; a pacemaker alone makes no lung abnormal, and "No Finding" allows for devices."""
 
 Read = tuple[list[Case], Counter[str]]
 """Cases, and how many scans were left out for which reason ("lateral views")."""
@@ -79,21 +79,32 @@ def _with_twins(
 ) -> Dataset:
     """Group cases without a group by their pixels; what is no scan (a licence beside scans) is left out and counted."""
     left_out = Counter(left_out)
-    kept = []
+    kept: list[Case] = []
+    looks: dict[int, Look] = {}  # of the cases without a group, by their place
     for case in cases:
         if not case.group:
             try:
-                case = replace(case, group=read_scan(case.path).digest)
+                looks[len(kept)] = Look.at(read_scan(case.path))
             except ScanError:
                 left_out["files that cannot be read as a scan"] += 1
                 continue
-        kept.append(case)
-    notes = tuple(f"{count} {reason} left out" for reason, count in left_out.items())
-    return Dataset(name, tuple(kept), scan_type_of(name, scan_type), notes)
+        kept.append(without_missing_masks(case, left_out))
+    groups = name_groups(list(looks.values()))
+    for place, group in zip(looks, groups, strict=True):
+        kept[place] = replace(kept[place], group=group)
+    notes = [f"{count} {reason} left out" for reason, count in left_out.items() if count]
+    if twins := len(groups) - len(set(groups)):
+        notes.append(
+            f"{twins} scans look like copies of others (re-saved, mirrored, brighter or shifted) and share a group"
+        )
+    return Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes))
 
 
 def _read_manifest(root: Path) -> dict[str, list[Case]]:
-    """Columns dataset, path, label ("normal" or "abnormal"); mask, group and part ("train", "test") if known."""
+    """Columns dataset, path, label ("normal" or "abnormal"); mask, group and part ("train", "test") if known.
+
+    Groups of several datasets that happen to have the same name are not twins: they are called after their dataset too.
+    """
     cases: dict[str, list[Case]] = {}
     with (root / MANIFEST).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -110,31 +121,46 @@ def _read_manifest(root: Path) -> dict[str, list[Case]]:
             part = Part(row["part"]) if row.get("part") else None
             case = Case(root / row["path"], label == "abnormal", masks, row.get("group") or "", part)
             cases.setdefault(row["dataset"], []).append(case)
-    return cases
+    datasets_of: dict[str, set[str]] = defaultdict(set)
+    for name, own in cases.items():
+        for case in own:
+            datasets_of[case.group].add(name)
+    return {
+        name: [
+            replace(case, group=f"{name} {case.group}") if case.group and len(datasets_of[case.group]) > 1 else case
+            for case in own
+        ]
+        for name, own in cases.items()
+    }
 
 
 def _read_normal_abnormal(folder: Path) -> Read:
-    """`normal`, `abnormal`, and `masks` with the stems of the abnormal scans."""
-    masks = _by_stem(_subfolder(folder, "masks"))
-    cases = [Case(path, False, (), "") for path in _files(folder, "normal")]
-    return cases + [Case(path, True, masks.get(_stem(path), ()), "") for path in _files(folder, "abnormal")], Counter()
+    """`normal`, `abnormal`, and `masks` named after the abnormal scans."""
+    masks = MaskFolder(_subfolder(folder, "masks"))
+    normal, abnormal = _files(folder, "normal"), _files(folder, "abnormal")
+    cases = [Case(path, False, (), "") for path in normal]
+    cases += [Case(path, True, masks.of(path), "") for path in abnormal]
+    return cases, Counter({NO_SCAN: masks.count_strays([*normal, *abnormal])})
 
 
 def _read_busi(folder: Path) -> Read:
     """BUSI (Al-Dhabyani 2020): `normal`, `benign`, `malignant`; `NAME_mask.png`, `NAME_mask_1.png`, ... beside each."""
     cases = []
+    left_out: Counter[str] = Counter()
     for label in ("normal", "benign", "malignant"):
-        files = _files(folder, label)
         masks: dict[str, tuple[Path, ...]] = {}
-        for path in files:
-            stem, found, _ = path.stem.partition("_mask")
-            if found:
-                masks[stem] = (*masks.get(stem, ()), path)
-        for path in files:
-            if "_mask" not in path.stem:
-                own = masks.get(path.stem, ()) if label != "normal" else ()  # those of normal scans are black
-                cases.append(Case(path, label != "normal", own, ""))
-    return cases, Counter()
+        scans = []
+        for path in _files(folder, label):
+            name, is_mask, _ = path.stem.partition("_mask")
+            if is_mask:
+                masks[name] = (*masks.get(name, ()), path)
+            else:
+                scans.append(path)
+        for path in scans:
+            own = masks.pop(stem(path), ())
+            cases.append(Case(path, label != "normal", own if label != "normal" else (), ""))  # normal ones' are black
+        left_out[NO_SCAN] += sum(map(len, masks.values()))
+    return cases, left_out
 
 
 def _read_yes_no(folder: Path) -> Read:
@@ -149,81 +175,30 @@ def _read_bmad(folder: Path) -> Read:
     be learned from (MVFA and its followers take their few abnormal scans there), never tested on.
     """
     cases = []
+    left_out: Counter[str] = Counter()
     for part, names in ((Part.TRAIN, ("train", "valid", "val")), (Part.TEST, ("test",))):
         for split, label in ((split, label) for split in names for label in ("good", "ungood")):
             place = _subfolder(_subfolder(folder, split), label)
             if place is None:
                 continue
-            masks = _by_stem(_subfolder(place, "label")) if label == "ungood" else {}
+            masks = MaskFolder(_subfolder(place, "label") if label == "ungood" else None)
             scans = _subfolder(place, "img") or place
             files = [path for path in find_scan_files([scans]) if "label" not in path.relative_to(scans).parts]
-            cases += [Case(path, label == "ungood", masks.get(_stem(path), ()), "", part) for path in files]
-    return cases, Counter()
+            cases += [Case(path, label == "ungood", masks.of(path), "", part) for path in files]
+            left_out[NO_SCAN] += masks.count_strays(files)
+    return cases, left_out
 
 
 def _read_mvtec(folder: Path) -> Read:
     """MVTec AD: `train/good`, `test/good`, `test/DEFECT`, `ground_truth/DEFECT/NAME_mask.png`."""
     cases = [Case(path, False, (), "", Part.TRAIN) for path in find_scan_files([folder / "train" / "good"])]
-    for place in sorted(path for path in (folder / "test").iterdir() if path.is_dir()):
-        masks = _by_stem(folder / "ground_truth" / place.name)
-        for path in find_scan_files([place]):
-            own = masks.get(f"{_stem(path)}_mask", ()) or masks.get(_stem(path), ())
-            cases.append(Case(path, place.name != "good", own, "", Part.TEST))
-    return cases, Counter()
-
-
-def _read_chexpert(folder: Path) -> Read:
-    """CheXpert (Irvin 2019): `train.csv` is learned from, `valid.csv` tested on; one of them alone serves for both.
-
-    Normal is "No Finding"; abnormal is any finding marked 1. Scans with uncertain findings (-1) only, scans with
-    neither, and lateral views are left out. Groups are patients.
-    """
     left_out: Counter[str] = Counter()
-    cases = []
-    tables = [path for path in (folder / "train.csv", folder / "valid.csv") if path.is_file()]
-    for table in tables:
-        part = None if len(tables) == 1 else Part.TRAIN if table.stem == "train" else Part.TEST
-        for row in _csv_rows(table):
-            label = _chexpert_label(row)
-            if isinstance(label, bool):
-                path = _chexpert_path(folder, row["Path"])
-                patient = next((name for name in path.parts if name.startswith("patient")), str(path))
-                cases.append(Case(path, label, (), f"chexpert {patient}", part))
-            else:
-                left_out[label] += 1
+    for place in sorted(path for path in (folder / "test").iterdir() if path.is_dir()):
+        masks = MaskFolder(folder / "ground_truth" / place.name)
+        files = find_scan_files([place])
+        cases += [Case(path, place.name != "good", masks.of(path), "", Part.TEST) for path in files]
+        left_out[NO_SCAN] += masks.count_strays(files)
     return cases, left_out
-
-
-def _chexpert_label(row: dict[str, str]) -> bool | str:
-    """Whether a row is abnormal, or why it is left out."""
-    if row["Frontal/Lateral"].strip().lower() != "frontal":
-        return "lateral views"
-    try:
-        marks = {name: float(mark or 0) for name, mark in row.items() if name not in CHEXPERT_NOT_FINDINGS}
-        no_finding = float(row["No Finding"] or 0)
-    except ValueError:
-        raise DatasetError("A finding in the CheXpert table is none of 1, 0, -1 and empty.") from None
-    if 1 in marks.values():
-        return True
-    if -1 in marks.values():
-        return "scans with uncertain findings only"
-    return False if no_finding == 1 else "scans with neither a finding nor its absence"
-
-
-def _chexpert_path(folder: Path, path: str) -> Path:
-    """Drop the name of the download ("CheXpert-v1.0-small") that the paths begin with."""
-    _, _, inside = path.partition("/")
-    return folder / (inside if path.startswith("CheXpert") else path)
-
-
-def _is_chexpert(folder: Path) -> bool:
-    tables = [path for path in (folder / "train.csv", folder / "valid.csv") if path.is_file()]
-    return any(set(next(_csv_rows(table), {})) >= CHEXPERT_COLUMNS for table in tables)
-
-
-def _csv_rows(table: Path) -> Iterator[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
 
 
 def _has_folders(*names: str) -> Callable[[Path], bool]:
@@ -256,17 +231,8 @@ def _files(folder: Path, name: str) -> list[Path]:
     return find_scan_files([inside]) if inside else []
 
 
-def _by_stem(folder: Path | None) -> dict[str, tuple[Path, ...]]:
-    return {_stem(path): (path,) for path in find_scan_files([folder])} if folder and folder.is_dir() else {}
-
-
-def _stem(path: Path) -> str:
-    """File name without its endings: "7" of "7.nii.gz", but "scan.v2" of "scan.v2.png"."""
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
-
-
 LAYOUTS = (
-    Layout("train.csv or valid.csv of CheXpert", _is_chexpert, _read_chexpert, "chest X-ray"),
+    Layout("train.csv or valid.csv of CheXpert", is_chexpert, read_chexpert, "chest X-ray"),
     Layout(
         "normal, benign and malignant (BUSI)",
         _has_folders("normal", "benign", "malignant"),

@@ -86,6 +86,8 @@ class Results:
             unreadable, twins = max(row.n_unreadable for row in own), max(row.n_twins for row in own)
             if unreadable:
                 lines.append(f"{dataset}: {unreadable} scans cannot be read and were left out.")
+            if masks := max(row.n_unreadable_masks for row in own):
+                lines.append(f"{dataset}: the masks of {masks} scans cannot be read and were left out.")
             if twins:
                 lines.append(f"{dataset}: up to {twins} test scans were left out as copies of scans learned from.")
         folder = self.figures

@@ -30,7 +30,7 @@ class Row:
         seed: Seed of draw and fit.
         protocol: "unique" or "raw".
         half: Part of the groups.
-        preset: Preset of the config.
+        preset: Preset of the config, and what was set otherwise where a method has it ("full, heads=common").
         image_auroc: AUROC over the test scans; this and the next six as in `ImageMetrics`.
         average_precision: Average precision.
         f1_max: Best F1.
@@ -50,6 +50,8 @@ class Row:
         n_abnormal: Abnormal test scans.
         n_unreadable: Scans of the dataset that could not be read and were left out.
         n_twins: Test scans left out because their pixels are those of a scan learned from.
+        n_unreadable_masks: Abnormal scans of this run left out of the pixel metrics, or learned from without their
+            masks, because these cannot be read.
     """
 
     dataset: str
@@ -80,6 +82,7 @@ class Row:
     n_abnormal: int
     n_unreadable: int
     n_twins: int
+    n_unreadable_masks: int = 0
 
 
 @dataclass(frozen=True, eq=False)

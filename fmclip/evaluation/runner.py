@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fmclip.evaluation.pixels import PixelScores
 from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases
 from fmclip.evaluation.rows import Example, Journal, Row, Run, Skipped, run_key
 from fmclip.scans import Scan, read_scan
+from fmclip.settings import in_words, settings_of
 from fmclip.towers import Tower
 
 BATCH = 16
@@ -48,6 +49,7 @@ class Plan:
         abnormal_k: Abnormal scans to learn from, for methods that can; they are taken out of the test of all methods.
         fit_on: Dataset to learn from instead of the one tested on.
         examples: Whether runs of the first seed bring scans for the figures.
+        settings: Settings by name that differ from the preset, for those methods that have them.
     """
 
     datasets: Sequence[Dataset]
@@ -60,6 +62,7 @@ class Plan:
     abnormal_k: int = 0
     fit_on: Dataset | None = None
     examples: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_plan(
@@ -88,6 +91,7 @@ def run_plan(
     ]
     report = on_progress or (lambda share, text: None)
     unreadable: set[Case] = set()
+    fingerprints: dict[int, str] = {}
     for done, (dataset, k, seed, method) in enumerate(combinations):
         name = f"{dataset.name}, {method}, k = {k}, seed {seed}"
 
@@ -96,7 +100,7 @@ def run_plan(
 
         within(0.0)
         try:
-            run = _Measurement(plan, dataset, method, k, seed, tower, unreadable, within)
+            run = _Measurement(plan, dataset, method, k, seed, tower, unreadable, fingerprints, within)
             yield _measured_once(run, journal) if journal else run.measure()
         except (FmclipError, MemoryError, RuntimeError) as error:
             if not isinstance(error, FmclipError) and not is_out_of_memory(error):
@@ -133,13 +137,16 @@ class _Measurement:
     seed: int
     tower: Tower
     unreadable: set[Case]
+    fingerprints: dict[int, str]  # of the datasets, by their id: taken once for all runs
     on_share: Callable[..., None]
 
     def __post_init__(self) -> None:
         self.source = self.plan.fit_on or self.dataset
+        self.unreadable_masks: set[Case] = set()
         detector_class = DETECTORS[self.method]
         config_class: Any = detector_class.config_class
-        config = config_class.preset(self.plan.preset, scan_type=self.source.scan_type, seed=self.seed)
+        own = {name: value for name, value in self.plan.settings.items() if name in settings_of(config_class)}
+        config = config_class.preset(self.plan.preset, scan_type=self.source.scan_type, seed=self.seed, **own)
         self.detector: Detector = detector_class(self.tower, config)
         # "never", "optional" or "required"; a detector that says nothing never looks at abnormal scans.
         self.uses_abnormals = self.plan.abnormal_k > 0 and getattr(self.detector, "uses_abnormals", "never") != "never"
@@ -150,8 +157,8 @@ class _Measurement:
         plan = self.plan
         return run_key(
             {
-                "dataset": (self.dataset.name, self.dataset.fingerprint()),
-                "fit_on": (self.source.name, self.source.fingerprint()),
+                "dataset": (self.dataset.name, self._fingerprint(self.dataset)),
+                "fit_on": (self.source.name, self._fingerprint(self.source)),
                 "method": self.method,
                 "config": self.detector.config.to_dict(),
                 "tower": (self.tower.name, self.tower.identity, self.tower.image_size, str(self.tower.device)),
@@ -160,6 +167,16 @@ class _Measurement:
                 "versions": [where[name] for name in ("torch", "timm", "open_clip_torch", "numpy", "cpu", "gpu")],
             }
         )
+
+    @property
+    def preset(self) -> str:
+        """What a row says of the config."""
+        return in_words(self.plan.preset, self.plan.settings)
+
+    def _fingerprint(self, dataset: Dataset) -> str:
+        if id(dataset) not in self.fingerprints:
+            self.fingerprints[id(dataset)] = dataset.fingerprint()
+        return self.fingerprints[id(dataset)]
 
     def measure(self) -> Run:
         """Measure.
@@ -189,7 +206,7 @@ class _Measurement:
             seed=self.seed,
             protocol=self.plan.protocol.value,
             half=self.plan.half.value,
-            preset=self.plan.preset,
+            preset=self.preset,
             threshold=threshold,
             **asdict(image_metrics(scores.score, scores.is_abnormal, threshold)),
             **(asdict(pixels) if pixels else dict.fromkeys(("pixel_auroc", "aupro", "dice"))),
@@ -200,6 +217,7 @@ class _Measurement:
             n_abnormal=n_abnormal,
             n_unreadable=len(self.unreadable.intersection((*self.dataset.cases, *self.source.cases))),
             n_twins=tested.n_twins,
+            n_unreadable_masks=len(self.unreadable_masks),
         )
         wants_examples = self.plan.examples and self.seed == self.plan.seeds[0]
         return Run(row, scores, self._examples(tested) if wants_examples else ())
@@ -234,7 +252,7 @@ class _Measurement:
         if not self.uses_abnormals:
             self.detector.fit(normals, on_event=self._show_fit)
             return
-        masks = [_mask_of(case, scan) if case.masks else None for case, scan in zip(cases, abnormals, strict=True)]
+        masks = [self._mask_of(case, scan) if case.masks else None for case, scan in zip(cases, abnormals, strict=True)]
         fit: Any = self.detector.fit  # only detectors that use abnormal scans take their masks
         fit(normals, abnormals, abnormal_masks=masks, on_event=self._show_fit)
 
@@ -257,11 +275,26 @@ class _Measurement:
             predictions = self.detector.predict([scan for _, scan in pairs]) if pairs else []
             tested.seconds += time.perf_counter() - started
             for (case, scan), prediction in zip(pairs, predictions, strict=True):
-                _count_pixels(tested, case, scan, prediction)
+                self._count_pixels(tested, case, scan, prediction)
                 tested.cases.append(case)
                 tested.scores.append(float(prediction.score))
             self.on_share((start + len(batch)) / len(cases), "testing")
         return tested
+
+    def _count_pixels(self, tested: _Tested, case: Case, scan: Scan, prediction: Prediction) -> None:
+        """Add one test scan: normal scans are normal everywhere, abnormal scans without a mask say nothing."""
+        if case.masks or not case.is_abnormal:
+            mask = self._mask_of(case, scan)
+            if mask is not None:
+                tested.pixels.update(prediction.map, mask, place=len(tested.cases))
+
+    def _mask_of(self, case: Case, scan: Scan) -> np.ndarray | None:
+        """Read the masks of a scan: bool [H, W], or None, which is remembered, if one cannot be read."""
+        try:
+            return read_masks(case.masks, (scan.height, scan.width))
+        except ScanError:
+            self.unreadable_masks.add(case)
+            return None
 
     def _scores(self, tested: _Tested, threshold: float) -> TestScores:
         places = {case: place for place, case in enumerate(self.dataset.cases)}
@@ -286,7 +319,7 @@ class _Measurement:
                 case = tested.cases[place]
                 scan = read_scan(case.path)
                 (prediction,) = self.detector.predict([scan])
-                mask = _mask_of(case, scan) if case.masks or not is_abnormal else None
+                mask = self._mask_of(case, scan) if case.masks or not is_abnormal else None
                 words = f"{'abnormal' if is_abnormal else 'normal'}, {title}"
                 found.append(Example(words, scan, mask, prediction.map, float(prediction.score)))
         return tuple(found)
@@ -298,20 +331,4 @@ def _measured_once(run: _Measurement, journal: Journal) -> Run:
     if found is None:
         found = run.measure()
         journal.add(key, found)
-    return found
-
-
-def _count_pixels(tested: _Tested, case: Case, scan: Scan, prediction: Prediction) -> None:
-    """Add one test scan: normal scans are normal everywhere, abnormal scans without a mask say nothing."""
-    if case.masks or not case.is_abnormal:
-        mask = _mask_of(case, scan)
-        if mask is not None:
-            tested.pixels.update(prediction.map, mask, place=len(tested.cases))
-
-
-def _mask_of(case: Case, scan: Scan) -> np.ndarray | None:
-    """Read the masks of a scan: bool [H, W], or None if one cannot be read."""
-    try:
-        return read_masks(case.masks, (scan.height, scan.width))
-    except ScanError:
-        return None
+    return replace(found, row=replace(found.row, preset=run.preset))  # a setting that others have may be new

@@ -6,13 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from fmclip.abnormal_scans import MAX_ABNORMALS as MAX_ABNORMALS
+from fmclip.abnormal_scans import NOUN as NOUN
 from fmclip.errors import FmclipError
 from fmclip.page import html
 from fmclip.page.painting import canvas, painted_mask
 from fmclip.page.visitors import Visitor
-
-MAX_ABNORMALS = 64
-NOUN = "abnormal scan"
 
 
 def show(visitor: Visitor) -> dict[str, Any]:

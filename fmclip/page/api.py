@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import cv2
 import gradio as gr
+import numpy as np
 
+from fmclip.abnormal_scans import MAX_ABNORMALS, NOUN, require_distinct, require_fitting, to_mask
 from fmclip.calibration import MAX_REFERENCES
 from fmclip.errors import FmclipError
 from fmclip.page.handlers import MAX_QUERIES, PAPER, TowerInUse
@@ -22,6 +24,7 @@ from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, t
 from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET, MAX_VISITORS
 from fmclip.scans import AS_STORED, Scan
 from fmclip.session import Adapted, Finding, Session
+from fmclip.settings import presets_of
 
 MCP_SWITCH = "FMCLIP_MCP"
 log = logging.getLogger("fmclip.page")
@@ -49,6 +52,8 @@ class Service:
         slices: str = "middle",
         window: str = AS_STORED,
         seed: float = 0,
+        abnormals: list[str] | None = None,
+        masks: list[str] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Learn from normal scans and return an adapter file. Research use only; not a medical device.
 
@@ -57,15 +62,20 @@ class Service:
                 a link to a file that was uploaded to this page, or a base64 data: URL.
             scan_type: What they show, such as "brain MRI".
             method: Name of a method, such as fusionmedclip or patch_memory.
-            preset: fast, full, or paper (which needs a GPU).
+            preset: fast, full, or paper (which needs a GPU); row1 to row5 too for the method fusionmedclip_published.
             slices: Slices of volumes, such as "middle", "40" or "40-80:5".
             window: Intensity window of CT: as stored, soft tissue, lung, brain or bone.
             seed: Start of all random draws; the same scans and seed give the same adapter.
+            abnormals: Up to 64 abnormal scans, given as the normal ones, for the methods two_layer, conrad and madclip;
+                madclip needs some.
+            masks: For each abnormal scan, in their order, a picture of the same size that is white where the scan is
+                abnormal, or an empty text where nobody drew one; nothing for no masks at all.
 
         Returns:
             The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
         """
-        return _told(lambda: self._adapt(find_files(normals), scan_type, method, preset, slices, window, seed))
+        given = normals, abnormals, masks
+        return _told(lambda: self._adapt(_find_all(given), scan_type, method, preset, slices, window, seed))
 
     def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[Any]]:
         """Show where scans deviate from the normal scans of an adapter. Research use only; not a medical device.
@@ -81,24 +91,42 @@ class Service:
         return _told(lambda: self._predict(adapter, scans, slices))
 
     def _adapt(
-        self, normals: Sequence[str], scan_type: str, method: str, preset: str, slices: str, window: str, seed: float
+        self,
+        files: tuple[list[str], list[str], list[str]],
+        scan_type: str,
+        method: str,
+        preset: str,
+        slices: str,
+        window: str,
+        seed: float,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         from fmclip.detectors import DETECTORS
 
-        with deleted_if_refused(normals):
+        with deleted_if_refused([file for some in files for file in some]):
             if method not in DETECTORS:
                 raise FmclipError(f"There is no such method: choose one of {', '.join(DETECTORS)}.")
-            if preset not in ("fast", "full", PAPER) or (preset == PAPER and not self._tower.has_gpu):
-                raise FmclipError("The preset must be fast or full; paper where there is a GPU.")
+            presets = presets_of(method, has_gpu=self._tower.has_gpu)
+            if preset not in presets:
+                raise FmclipError(f"The preset must be {' or '.join(presets)}; {PAPER} where there is a GPU.")
+            require_fitting(method, bool(files[1] or files[2]), "give some as abnormals")
             reading = Reading.parse(slices, window)
             start = _whole(seed)
-        scans, windows = _read(normals, MAX_REFERENCES, reading)
+            scans, windows = _read(files[0], MAX_REFERENCES, reading)
+            abnormals, drawn = _read_abnormals(files[1], files[2], reading)
+            require_distinct(scans, abnormals)
         session = self._new_session()
         try:
             outcome: Adapted | None = None
             learned = next(iter(windows.values()), None)
             for event in session.adapt(
-                scans, scan_type=scan_type.strip()[:80], preset=preset, method=method, seed=start, window=learned
+                scans,
+                scan_type=scan_type.strip()[:80],
+                preset=preset,
+                method=method,
+                seed=start,
+                window=learned,
+                abnormals=abnormals,
+                abnormal_masks=drawn,
             ):
                 outcome = event if isinstance(event, Adapted) else outcome
             file = new_file(".safetensors")
@@ -108,6 +136,7 @@ class Service:
             return offer_file(file), {
                 "method": method,
                 "references": len(outcome.calibration.reference_scores),
+                "abnormals": len(abnormals),
                 "threshold": outcome.calibration.threshold,
                 "reference_scores": list(outcome.calibration.reference_scores),
                 "seconds": round(outcome.seconds, 1),
@@ -179,14 +208,57 @@ def _whole(seed: float) -> int:
     return number
 
 
-def _read(paths: Sequence[str], limit: int, reading: Reading) -> tuple[list[Scan], dict[Scan, str]]:
+def _read(paths: Sequence[str], limit: int, reading: Reading, noun: str = "scan") -> tuple[list[Scan], dict[Scan, str]]:
     """Read all scans; a script would overlook that some were left out, so one that is refused refuses the call."""
-    upload = take_scans(paths or [], 1, limit, reading)
+    upload = take_scans(paths or [], 1, limit, reading, noun)
     if upload.errors:
         raise upload.errors[0]
     if not upload.scans:
         raise FmclipError("No scan was given.")
     return upload.scans, upload.windows
+
+
+def _find_all(given: tuple[list[str] | None, ...]) -> tuple[list[str], list[str], list[str]]:
+    """Find normal scans, abnormal scans and masks; one that is refused deletes them all."""
+    found: list[str] = []
+    with deleted_if_refused(found):
+        normals, abnormals = (_take(some, found) for some in given[:2])
+        masks = [path for one in given[2] or () for path in (_take([one], found) if one else [""])]
+    return normals, abnormals, masks
+
+
+def _take(given: Sequence[Any] | None, found: list[str]) -> list[str]:
+    own = find_files(given)
+    found += own
+    return own
+
+
+def _read_abnormals(
+    paths: Sequence[str], masks: Sequence[str], reading: Reading
+) -> tuple[list[Scan], list[np.ndarray | None]]:
+    """Read abnormal scans and their masks.
+
+    Raises:
+        FmclipError: One cannot be read, or the masks do not fit the scans.
+    """
+    if not paths and not masks:
+        return [], []
+    if not paths:
+        raise FmclipError("Masks are those of abnormal scans: give the abnormal scans too.")
+    scans = _read(paths, MAX_ABNORMALS, reading, NOUN)[0]
+    if not masks:
+        return scans, []
+    if len(masks) != len(scans):
+        raise FmclipError(
+            f"{len(scans)} abnormal scans came with {len(masks)} masks: give one for each, in their order, or an empty "
+            "text where there is none."
+        )
+    drawn: list[np.ndarray | None] = []
+    plain = Reading(reading.slices)  # a window is for scans
+    for path, scan in zip(masks, scans, strict=True):
+        pictures = _read([path], 1, plain, f"the mask of {scan.label}: picture")[0] if path else []
+        drawn.append(to_mask(pictures[0], scan) if pictures else None)
+    return scans, drawn
 
 
 def _row(finding: Finding) -> dict[str, Any]:

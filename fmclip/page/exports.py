@@ -103,7 +103,8 @@ def _not_repeatable(visitor: Visitor, detector: Detector) -> str:
         return record.ABNORMALS
     if visitor.session.unfinished is not None and not visitor.session.unfinished.is_over:
         return record.STOPPED
-    return record.LONGER if record.preset_of(detector.config) == record.OWN_SETTINGS else ""
+    may_be_longer = hasattr(detector.config, "longer") and record.preset_of(detector.config) == record.OWN_SETTINGS
+    return record.LONGER if may_be_longer else ""
 
 
 def _words(name: str, record: RunRecord) -> str:

@@ -21,8 +21,9 @@ from fmclip.page.cases import Case
 from fmclip.page.charts import loss_chart
 from fmclip.page.notes import outcome, reading_note
 from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
-from fmclip.page.visitors import Visitor, Visitors
+from fmclip.page.visitors import DEFAULT_PRESET, Visitor, Visitors
 from fmclip.session import Adapted, Preview, Progress, SessionEvent
+from fmclip.settings import presets_of
 
 MAX_QUERIES = 64
 PRESETS = [("Fast, about 10 s", "fast"), ("Full, about 1 min", "full")]
@@ -184,6 +185,8 @@ class Handlers:
         visitor = self._visitors.get(token)
         if preset == PAPER and not self._tower.has_gpu:
             raise FmclipError("Training as in the paper needs a GPU, and there is none here: choose fast or full.")
+        if preset not in presets_of(visitor.method, has_gpu=self._tower.has_gpu):
+            raise FmclipError("The chosen method has no such training here: choose another one.")
         methods.require(visitor)
         visitor.preset, visitor.scan_type = preset, (scan_type or "").strip()[:80]
         events = visitor.session.adapt(
@@ -198,6 +201,14 @@ class Handlers:
             abnormal_masks=[visitor.abnormal_masks.get(scan) for scan in visitor.abnormals],
         )
         yield from self.follow(visitor, events)
+
+    def offer_presets(self, visitor: Visitor) -> Updates:
+        """Offer the trainings that the chosen method has here; where the chosen one is none of them, the first."""
+        titles = {name: title for title, name in (GPU_PRESETS if self._tower.has_gpu else PRESETS)}
+        names = presets_of(visitor.method, has_gpu=self._tower.has_gpu)
+        if visitor.preset not in names:
+            visitor.preset = DEFAULT_PRESET
+        return {"preset": gr.update(choices=[(titles.get(name, name), name) for name in names], value=visitor.preset)}
 
     def follow(self, visitor: Visitor, events: Generator[SessionEvent, None, None]) -> Iterator[Updates]:
         """Tell what a session says while it adapts; its buttons rest until it is over."""
@@ -322,8 +333,8 @@ class Handlers:
         visitor = self._visitors.get(token)
         yield {"tower": '<p class="fm-tower">The tower is being loaded …</p>'}
         note = self._tower.describe()
-        preset = {"preset": gr.update(choices=GPU_PRESETS, info="On a GPU")} if self._tower.has_gpu else {}
-        yield {"tower": f'<p class="fm-tower">{note}</p>', **preset}
+        presets = {**self.offer_presets(visitor)["preset"], "info": "On a GPU"} if self._tower.has_gpu else None
+        yield {"tower": f'<p class="fm-tower">{note}</p>', **({"preset": presets} if presets else {})}
         yield methods.offer(visitor)
 
     def leave(self, token: str) -> None:

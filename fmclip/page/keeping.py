@@ -70,7 +70,7 @@ class Keeping(HandlerGroup):
             "normal_painted": gr.update(visible=False),
             "similar": html.empty(HINT),
             "key": visitor.key,
-            "preset": visitor.preset,
+            **self._page.offer_presets(visitor),
             "scan_type": SCAN_TYPES[0],
             "opacity": visitor.opacity,
             "colours": visitor.colours,
@@ -146,7 +146,7 @@ class Keeping(HandlerGroup):
             there["scan_type"] = visitor.scan_type
         return {
             **there,
-            "preset": visitor.preset,
+            **self._page.offer_presets(visitor),
             "adapter_name": visitor.adapter_name,
             **references.show(visitor),
             **abnormals.show(visitor),

@@ -19,9 +19,10 @@ class Teaching(HandlerGroup):
 
     @guarded("method_note")
     def choose_method(self, method: str, token: str) -> Updates:
-        """Take another method: its description, whether the tower refuses it, and what it can learn from."""
+        """Take another method: its description, whether the tower refuses it, its trainings, what it can learn from."""
         visitor = self._visitors.get(token)
-        return {**methods.choose(visitor, method), "estimate": pacing.estimate(visitor)}
+        chosen = {**methods.choose(visitor, method), **self._page.offer_presets(visitor)}
+        return {**chosen, "estimate": pacing.estimate(visitor)}
 
     @guarded("abnormal_note")
     def add_abnormals(

@@ -6,6 +6,7 @@ import pytest
 
 from fmclip.errors import ScanError
 from fmclip.evaluation.datasets import DatasetError, load_datasets, read_masks
+from fmclip.evaluation.protocol import split_cases
 
 
 def test_folders_are_a_dataset(make_folders, tmp_path):
@@ -30,10 +31,14 @@ def test_exact_copies_in_folders_share_a_group_and_other_files_are_passed_over(m
     normals = [case for case in dataset.cases if not case.is_abnormal]
     assert len(normals) == 4
     assert len({case.group for case in normals}) == 3
-    assert dataset.notes == ("1 files that cannot be read as a scan left out",)
+    assert dataset.notes == (
+        "1 files that cannot be read as a scan left out",
+        "1 scans look like copies of others (re-saved, mirrored, brighter or shifted) and share a group",
+    )
 
 
 def test_a_manifest_is_read(write_manifest, tmp_path):
+    (tmp_path / "m.png").touch()
     rows = [
         {"dataset": "busi", "path": "a.png", "label": "normal", "group": "g1"},
         {"dataset": "other", "path": "b.png", "label": "abnormal", "mask": "m.png", "group": "g2"},
@@ -55,6 +60,47 @@ def test_copies_in_a_manifest_without_groups_share_one(make_folders, write_manif
     (dataset,) = load_datasets(write_manifest(tmp_path, rows))
     first, copy, other = (case.group for case in dataset.cases)
     assert first == copy != other
+
+
+def test_groups_of_one_name_in_two_datasets_are_no_twins(write_manifest, tmp_path):
+    rows = [
+        {"dataset": dataset, "path": f"{dataset}{n}.png", "label": "normal" if n < 8 else "abnormal", "group": str(n)}
+        for dataset in "AB"
+        for n in range(12)
+    ]
+    rows += [{"dataset": "A", "path": "a.png", "label": "normal", "group": group} for group in ("3", "only here")]
+    first, second = load_datasets(write_manifest(tmp_path, rows))
+    split = split_cases(second.cases, 4, 0, fit_on=first.cases)
+    assert {case.path for case in split.test} == {case.path for case in second.cases}
+    groups = [case.group for case in first.cases]
+    assert groups[3] == groups[12]
+    assert groups[13] == "only here"  # the halves of published figures must never move
+
+
+def test_a_fingerprint_counts_missing_files_as_missing(make_folders, tmp_path):
+    (dataset,) = load_datasets(make_folders(tmp_path))
+    whole = dataset.fingerprint()
+    dataset.cases[0].path.unlink()
+    without_a_scan = dataset.fingerprint()
+    dataset.cases[-1].masks[0].unlink()
+    assert len({whole, without_a_scan, dataset.fingerprint()}) == 3
+
+
+def test_masks_that_a_manifest_names_but_are_not_there_are_counted(make_folders, write_manifest, tmp_path):
+    make_folders(tmp_path)
+    rows = [
+        {
+            "dataset": "a",
+            "path": f"blobs/abnormal/{n}.png",
+            "label": "abnormal",
+            "mask": f"blobs/masks/{n}{'' if n < 3 else '-jane'}.png",
+            "group": str(n),
+        }
+        for n in range(5)
+    ]
+    (dataset,) = load_datasets(write_manifest(tmp_path, rows))
+    assert [len(case.masks) for case in dataset.cases] == [1, 1, 1, 0, 0]
+    assert dataset.notes == ("2 masks that do not exist left out",)
 
 
 def test_datasets_are_chosen_by_name(make_folders, tmp_path):

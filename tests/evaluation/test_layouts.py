@@ -55,6 +55,40 @@ def test_busi_unites_the_masks_of_a_scan_and_tests_none_of_them(write):
     ]
 
 
+def test_masks_of_no_scan_are_counted(write):
+    names = ["a.png", "b_mask.png", "b_mask_1.png", "c_MASK_2.png", "d_mask.png", "jane.png", "n_mask.png"]
+    root = write(
+        "set/normal/n.png", *(f"set/abnormal/{name}.png" for name in "abc"), *(f"set/masks/{name}" for name in names)
+    )
+    (dataset,) = load_datasets(root)
+    assert _told(dataset) == [
+        ("n.png", False, [], None),
+        ("a.png", True, ["a.png"], None),
+        ("b.png", True, ["b_mask.png", "b_mask_1.png"], None),
+        ("c.png", True, ["c_MASK_2.png"], None),
+    ]
+    assert dataset.notes == ("2 files among the masks that belong to no scan left out",)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("normal/n.png", "benign/b.png", "benign/c_mask.png", "malignant/m.png", "malignant/b_mask.png"),
+        (
+            "train/good/t.png",
+            "test/good/a.png",
+            "test/Ungood/img/b.png",
+            *(f"test/Ungood/label/{name}.png" for name in "cd"),
+        ),
+        ("train/good/t.png", "test/cut/a.png", "ground_truth/cut/b_mask.png", "ground_truth/cut/c.png"),
+    ],
+    ids=["BUSI", "BMAD", "MVTec"],
+)
+def test_other_layouts_count_them_too(write, paths):
+    (dataset,) = load_datasets(write(*(f"set/{path}" for path in paths)))
+    assert dataset.notes == ("2 files among the masks that belong to no scan left out",)
+
+
 def test_yes_and_no_are_brain_mri(write):
     (dataset,) = load_datasets(write("archive/yes/Y1.png", "archive/no/1 no.png"))
     assert (dataset.name, dataset.scan_type) == ("archive", "brain MRI")
@@ -152,3 +186,41 @@ def test_a_chexpert_table_with_other_marks_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text(CHEXPERT.replace("-1.0", "maybe"))
     with pytest.raises(DatasetError, match="none of 1, 0, -1"):
         load_datasets(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [40, 4])  # within the path, and within the findings
+def test_a_chexpert_table_that_was_cut_short_is_read_up_to_there(tmp_path, cut):
+    lines = CHEXPERT.splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join(lines[:-1]) + lines[-1][:-cut])
+    (dataset,) = load_datasets(tmp_path)
+    assert [case.is_abnormal for case in dataset.cases] == [False, True]
+    assert "1 rows of train.csv with too few or too many columns left out" in dataset.notes
+
+
+def test_rows_of_chexpert_with_too_many_columns_are_left_out(tmp_path):
+    (tmp_path / "valid.csv").write_text(CHEXPERT.replace("Female,68,Frontal", "Female,6,8,Frontal"))
+    (dataset,) = load_datasets(tmp_path)
+    assert len(dataset.cases) == 2
+    assert "1 rows of valid.csv with too few or too many columns left out" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("valid.csv", "Männlich".encode("latin-1"), r"Line 4 of valid.csv is not UTF-8 text: download it again, or"),
+        ("train.csv", b"x" * 200_000, r"train.csv cannot be read from line 4 on: download it again, or"),
+    ],
+)
+def test_a_chexpert_table_that_is_no_text_is_refused_with_its_line(tmp_path, name, value, message):
+    lines = CHEXPERT.encode().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"Male", value)
+    (tmp_path / name).write_bytes(b"".join(lines))
+    with pytest.raises(DatasetError, match=message):
+        load_datasets(tmp_path)
+
+
+def test_a_table_of_another_kind_beside_scans_is_passed_over(write):
+    root = write("set/yes/a.png", "set/no/b.png")
+    (root / "set/train.csv").write_bytes("Größe\n".encode("latin-1"))
+    (dataset,) = load_datasets(root)
+    assert len(dataset.cases) == 2

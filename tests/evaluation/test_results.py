@@ -8,7 +8,7 @@ import pytest
 
 import fmclip.evaluation.runner
 from fmclip.detectors import PatchMemory
-from fmclip.evaluation import DatasetError, Journal, Plan, Results, Skipped, load_datasets, run_plan, summarise
+from fmclip.evaluation import Dataset, DatasetError, Journal, Plan, Results, Skipped, load_datasets, run_plan, summarise
 from fmclip.evaluation.intervals import TestScores
 from fmclip.evaluation.plots import methods_by_k, save_by_k
 from fmclip.evaluation.rows import Run
@@ -85,6 +85,18 @@ def test_other_code_or_data_is_measured_anew(plan, tiny_tower, tmp_path, fits, m
     monkeypatch.setattr(fmclip.evaluation.runner, "code_digest", lambda: "another")
     _resume(plan, tiny_tower, file)
     assert len(fits) == 3
+
+
+def test_files_are_asked_about_once_for_all_runs_and_may_be_missing(plan, tiny_tower, tmp_path, fits, monkeypatch):
+    asked: list[str] = []
+    fingerprint = Dataset.fingerprint
+    monkeypatch.setattr(Dataset, "fingerprint", lambda self: asked.append(self.name) or fingerprint(self))
+    plan.datasets[0].cases[0].path.unlink()
+    first = _resume(plan, tiny_tower, tmp_path / "runs.jsonl")
+    assert [result.row.n_unreadable for result in first] == [1, 1]
+    assert asked == ["blobs"]
+    assert [result.row for result in _resume(plan, tiny_tower, tmp_path / "runs.jsonl")] == [one.row for one in first]
+    assert len(fits) == 2
 
 
 def test_a_file_of_another_kind_is_not_resumed_from_nor_written_over(tmp_path):

@@ -1,0 +1,169 @@
+"""Abnormal scans and their masks as files, for the shell and for scripts: which fit, which do not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmclip.errors import FmclipError, ScanError
+from fmclip.scans import Scan, find_scan_files, read_scan
+
+MAX_ABNORMALS = 64
+NOUN = "abnormal scan"
+MASK_ENDING = "_mask"
+
+
+def require_fitting(method: str, are_given: bool, how: str) -> None:
+    """Refuse abnormal scans for a method that never learns from them, and their lack for one that has to.
+
+    Args:
+        method: Name of a detector.
+        are_given: Whether there are abnormal scans.
+        how: How to give some, as a half-sentence ("give some with --abnormal").
+
+    Raises:
+        FmclipError: They do not fit the method.
+    """
+    from fmclip.detectors import DETECTORS
+
+    uses = DETECTORS[method].uses_abnormals
+    if are_given and uses == "never":
+        learners = [name for name, detector in DETECTORS.items() if detector.uses_abnormals != "never"]
+        raise FmclipError(
+            f"The method {method} never learns from abnormal scans: leave them out, or choose {' or '.join(learners)}."
+        )
+    if not are_given and uses == "required":
+        raise FmclipError(f"The method {method} learns from abnormal scans too: {how}, or choose another method.")
+
+
+def read_abnormals(
+    normals: Sequence[Scan],
+    paths: Sequence[Path],
+    masks: Path | None = None,
+    *,
+    slice_index: int | None = None,
+    window: tuple[float, float] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Read abnormal scans, and the masks that are drawn on some of them.
+
+    Args:
+        normals: The normal scans that they will go with.
+        paths: Scans, or folders of scans; pictures among them whose names say that they are masks are no scans.
+        masks: Folder of masks: the mask of a scan has its file stem, or that and "_mask"; None for no masks.
+        slice_index: Slice of volumes, of scans and masks alike; None for the middle one.
+        window: Window of the scans.
+
+    Returns:
+        What `Detector.fit` takes: abnormals, and for each of them bool [H, W] or None as abnormal_masks; nothing where
+        nothing was given. Notes about what was left out.
+
+    Raises:
+        FmclipError: No scan can be read, there are too many, one is a normal scan too, or the masks do not fit them.
+    """
+    if not paths and masks is None:
+        return {}, []
+    if not paths:
+        raise FmclipError("Masks are those of abnormal scans: give the abnormal scans too.")
+    drawn = _masks_by_stem(masks)
+    files = [file for file in find_scan_files(paths) if not (file.resolve() in drawn.values() and _is_mask(file))]
+    if len(files) > MAX_ABNORMALS:
+        raise FmclipError(f"{len(files)} abnormal scans were given: give at most {MAX_ABNORMALS}.")
+    places = {file: _mask_of(file, drawn) for file in files}
+    fitting = [place for place in places.values() if place is not None]
+    if masks is not None and not fitting:
+        raise FmclipError(
+            "No mask of the folder fits an abnormal scan: the mask of scan.png is called scan.png or scan_mask.png."
+        )
+    if len(set(fitting)) < len(fitting):
+        raise FmclipError("Two abnormal scans have the same name, so that a mask fits both: rename one, and its mask.")
+    scans: list[Scan] = []
+    found: list[np.ndarray | None] = []
+    notes: list[str] = []
+    for number, (file, place) in enumerate(places.items(), start=1):
+        try:
+            scan = read_scan(file, label=f"{NOUN} {number}", slice_index=slice_index, window=window)
+        except ScanError as error:
+            notes.append(str(error))
+            continue
+        scans.append(scan)
+        mask = read_scan(place, label=f"the mask of {scan.label}", slice_index=slice_index) if place else None
+        found.append(to_mask(mask, scan) if mask else None)
+    if not scans:
+        raise FmclipError("None of the abnormal scans could be read: " + (" ".join(notes) or "the folder is empty."))
+    are_scans = {file.resolve() for file in files}
+    idle = sum(place not in fitting and place not in are_scans for place in drawn.values())
+    if idle:
+        notes.append(f"{idle} of the masks fit no abnormal scan and were left out.")
+    require_distinct(normals, scans)
+    return {"abnormals": scans, "abnormal_masks": found}, notes
+
+
+def require_distinct(normals: Sequence[Scan], abnormals: Sequence[Scan]) -> None:
+    """Refuse a scan that is given as normal and as abnormal.
+
+    Raises:
+        FmclipError: There is one.
+    """
+    labels = {scan.digest: scan.label for scan in normals}
+    for scan in abnormals:
+        if scan.digest in labels:
+            raise FmclipError(
+                f"{labels[scan.digest]} and {scan.label} are the same picture: a scan is normal or abnormal, not both. "
+                "Take it out of one of the two."
+            )
+
+
+def to_mask(mask: Scan, scan: Scan) -> np.ndarray:
+    """Find what is white on the picture of a mask, or, where it was saved as 0 and 1 of 255, what is not black.
+
+    Args:
+        mask: The picture.
+        scan: What it is the mask of.
+
+    Returns:
+        bool [H, W] on the pixels of the scan.
+
+    Raises:
+        FmclipError: It has another size, or is black.
+    """
+    if mask.pixels.shape[:2] != scan.pixels.shape[:2]:
+        raise FmclipError(
+            f"The mask of {scan.label} has {mask.width} x {mask.height} pixels, and the scan {scan.width} x "
+            f"{scan.height}: draw it on the pixels of the scan."
+        )
+    plane = mask.pixels if mask.pixels.ndim == 2 else mask.pixels.max(axis=2)  # [H, W]
+    found = plane > 0.5 if plane.max() > 0.5 else plane > 0
+    if not found.any():
+        raise FmclipError(f"The mask of {scan.label} is black: paint white what is abnormal, or leave the mask out.")
+    return found
+
+
+def _masks_by_stem(folder: Path | None) -> dict[str, Path]:
+    """Find the masks of a folder.
+
+    Raises:
+        FmclipError: There is no such folder.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise FmclipError("The folder of masks was not found.")
+    return {_stem(path): path.resolve() for path in find_scan_files([folder])}
+
+
+def _mask_of(scan: Path, masks: dict[str, Path]) -> Path | None:
+    """The mask of a scan; a scan that lies among the masks is not its own."""
+    found = masks.get(_stem(scan) + MASK_ENDING) or masks.get(_stem(scan))
+    return None if found == scan.resolve() else found
+
+
+def _is_mask(path: Path) -> bool:
+    return _stem(path).endswith(MASK_ENDING)
+
+
+def _stem(path: Path) -> str:
+    """File name without its endings: "7" of "7.nii.gz", but "scan.v2" of "scan.v2.png"."""
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem

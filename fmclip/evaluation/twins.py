@@ -1,0 +1,119 @@
+"""Which scans of a dataset are one picture: the same, or saved again, mirrored, brightened or shifted a little.
+
+Twins must not be split between references and test. What is found here stands in for groups where a dataset has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fmclip.calibration import CLOSER, NEAR_DUPLICATE, aspect, correlation, lay_over, thumbnail
+from fmclip.scans import Scan
+
+NEIGHBOURS = 24
+"""So many of the closest scans are looked at for each. Half of them say how alike scans are that are no twins: a twin
+has to be closer. More than twelve copies of one picture may therefore stay apart."""
+_LIKELY = 0.5  # closeness from which it is worth laying them over each other
+_SIDE = 32  # pixels of the pictures that neighbours are looked for with
+_BLOCK = 512  # scans compared with all others at once
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is kept of a scan to find its twins, 16 KB.
+
+    Attributes:
+        digest: Of its pixels.
+        thumbnail: [64, 64], mean 0 and norm 1.
+        aspect: Width over height.
+    """
+
+    digest: str
+    thumbnail: np.ndarray
+    aspect: float
+
+    @classmethod
+    def at(cls, scan: Scan) -> Look:
+        """Look at a scan."""
+        return cls(scan.digest, thumbnail(scan), aspect(scan))
+
+
+def name_groups(looks: Sequence[Look]) -> list[str]:
+    """Name a group for each scan; twins, and twins of twins, share one.
+
+    Thumbnails are compared with all others, and the closest laid over each other: about 4 seconds for 800 scans on a
+    busy core, 9 minutes and 0.8 GB for 20,000, beside reading them. Measured on brain MRI and breast ultrasound:
+    all 157 pairs of known twins are found, and 108 more that are one picture to the eye, too; slices of one head 1 mm
+    apart are twins, 2 mm apart hardly ever; of 299 chest films six pairs are, each one film saved twice.
+
+    Args:
+        looks: One of each scan.
+
+    Returns:
+        The smallest digest of each scan's group, whatever the order; a scan without twins has the same name in every
+        dataset.
+    """
+    if not looks:
+        return []
+    unique = list({look.digest: look for look in looks}.values())
+    ends = np.array(list(_twins(unique)), dtype=np.int64).reshape(-1, 2)  # [P, 2]
+    graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(len(unique), len(unique)))
+    _, component_of = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for look, component in zip(unique, component_of.tolist(), strict=True):
+        names[component] = min(names.get(component, look.digest), look.digest)
+    name_of = {look.digest: names[component] for look, component in zip(unique, component_of.tolist(), strict=True)}
+    return [name_of[look.digest] for look in looks]
+
+
+def _twins(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
+    """Yield the places of pairs that are twins."""
+    if len(looks) < 2:
+        return
+    pairs, usual = _neighbours(np.stack([_shrink(look.thumbnail) for look in looks]))
+    bounds = np.maximum(NEAR_DUPLICATE, 1 - (1 - usual) / CLOSER)  # [N]
+    for one, other in sorted(pairs):
+        if _are_twins(looks[one], looks[other], max(bounds[one], bounds[other])):
+            yield one, other
+
+
+def _are_twins(one: Look, other: Look, bound: float) -> bool:
+    if not 1 / 1.05 < one.aspect / other.aspect < 1.05:
+        return False
+    return any(correlation(*pair) > bound for pair in lay_over(one.thumbnail, other.thumbnail))
+
+
+def _neighbours(small: np.ndarray) -> tuple[set[tuple[int, int]], np.ndarray]:
+    """Pairs (lower place first) of each of the pictures [N, 1024] with its neighbours, and how close these are [N]."""
+    pairs: set[tuple[int, int]] = set()
+    usual = np.zeros(len(small))
+    count = min(NEIGHBOURS, len(small) - 1)
+    for start in range(0, len(small), _BLOCK):
+        closeness = _closeness(small[start : start + _BLOCK], small)  # [B, N]
+        own = np.arange(len(closeness))
+        closeness[own, start + own] = -1
+        nearest = np.argpartition(closeness, -count, axis=1)[:, -count:]  # [B, count]
+        values = np.take_along_axis(closeness, nearest, axis=1)
+        usual[start + own] = np.median(values, axis=1)
+        rows, columns = np.nonzero(values > _LIKELY)
+        ends = np.sort(np.stack([start + rows, nearest[rows, columns]], axis=1), axis=1)  # [P, 2]
+        pairs.update((one, other) for one, other in ends.tolist())
+    return pairs, usual
+
+
+def _closeness(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Correlations [A, B] of pictures [A, 1024] and [B, 1024] as they lie, or with one of the two mirrored."""
+    mirrored = some.reshape(-1, _SIDE, _SIDE)[:, :, ::-1].reshape(some.shape)
+    return np.maximum(some @ others.T, mirrored @ others.T)
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """A thumbnail [64, 64] as [1024], norm 1."""
+    small = cv2.resize(picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).ravel()
+    return small / max(float(np.linalg.norm(small)), 1e-6)

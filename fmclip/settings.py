@@ -1,0 +1,146 @@
+"""Presets and settings of the methods, by name and as a person types them: for the shell, the page and benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from fmclip.errors import FmclipError
+
+if TYPE_CHECKING:
+    from fmclip.detectors.base import DetectorConfig
+
+PRESETS = ("fast", "full", "paper")
+"""What every method knows; some know more."""
+
+
+def config_of(
+    method: str, preset: str, settings: Mapping[str, Any] | None = None, *, scan_type: str = "", seed: int = 0
+) -> DetectorConfig:
+    """Make the config of a method: a preset of it, with some settings changed; those of other methods are left out.
+
+    Raises:
+        FmclipError: The method does not know the preset, or a value is out of its range.
+    """
+    from fmclip.checkpoint import limits_of
+    from fmclip.detectors import DETECTORS
+
+    config_class: Any = DETECTORS[method].config_class
+    own = {name: value for name, value in (settings or {}).items() if name in settings_of(config_class)}
+    for name, value in own.items():
+        low, high = limits_of(name)  # what an adapter file may hold
+        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, (int, float))]
+        if not all(low <= one <= high for one in numbers):
+            raise FmclipError(f"The setting {name} must lie between {low:g} and {high:g}.")
+    try:
+        return config_class.preset(preset, scan_type=scan_type or config_class.scan_type, seed=seed, **own)
+    except ValueError as error:
+        raise FmclipError(f"{method}: {str(error).rstrip('.')}.") from error
+
+
+def presets_of(method: str, *, has_gpu: bool = True) -> tuple[str, ...]:
+    """Names of a method's presets; without a GPU those that do not train for as long as the paper."""
+    from fmclip.detectors import DETECTORS
+
+    config_class: Any = DETECTORS[method].config_class
+    *short, paper = PRESETS
+    more = [name for name in getattr(config_class, "PRESETS", ()) if name not in PRESETS]
+    if has_gpu:
+        return (*short, *more, paper)
+    return (*short, *(name for name in more if config_class.preset(name) != config_class.preset(paper)))
+
+
+def describe(method: str, *, with_settings: bool = False) -> str:
+    """Say in lines what the method is, whether abnormal scans teach it, its presets and, if asked, its settings."""
+    from fmclip.detectors import DETECTORS
+
+    cls, presets = DETECTORS[method], presets_of(method)
+    about = (getattr(sys.modules.get(cls.__module__), "__doc__", None) or cls.summary).strip().splitlines()
+    lines = [cls.name, f"    {about[0] if about else cls.title}"]
+    lines.append(f"    abnormal scans: {cls.uses_abnormals}; presets: {', '.join(presets)}")
+    if with_settings:
+        config: Any = cls.config_class
+        plain, helps, kinds = config(), settings_of(config), get_type_hints(config)
+        for preset in presets:
+            own = config.preset(preset)
+            changes = [
+                f"{name}={_shown(getattr(own, name))}" for name in helps if getattr(own, name) != getattr(plain, name)
+            ]
+            lines.append(f"    {preset} sets {', '.join(changes) or 'nothing: the defaults'}")
+        lines += ["settings, for --set NAME=VALUE:" if helps else "settings: none"]
+        for name, text in helps.items():
+            choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else ()
+            lines.append(
+                f"    {name}={_shown(getattr(plain, name))}  {text}" + (f" ({' or '.join(choices)})" if choices else "")
+            )
+    return "\n".join(lines)
+
+
+def settings_of(config_class: type[DetectorConfig]) -> dict[str, str]:
+    """Help of each setting of a config, by name; scan type and seed are asked for elsewhere and are none."""
+    return {one.name: one.metadata["help"] for one in fields(config_class) if "help" in one.metadata}
+
+
+def read_settings(texts: Sequence[str], configs: Mapping[str, type[DetectorConfig]]) -> dict[str, Any]:
+    """Read settings as a person types them, by the types of the fields.
+
+    Args:
+        texts: "NAME=VALUE" each; of a name that is given twice the last one counts.
+        configs: Configs of the chosen methods by the name of the method; one of them at least must know a setting.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        FmclipError: A text is something else, a name is unknown, or a value is of another kind.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise FmclipError(f"A setting is given as NAME=VALUE, not {text!r}.")
+        knowing = [config for config in configs.values() if name in settings_of(config)]
+        if not knowing:
+            known = dict.fromkeys(one for config in configs.values() for one in settings_of(config))
+            there = f"there are {', '.join(known)}" if known else "there are none"
+            raise FmclipError(f"No setting of {' or '.join(configs)} is called {name!r}; {there}.")
+        for config in knowing:
+            values[name] = _read_value(name, value, get_type_hints(config)[name])
+    return values
+
+
+def _read_value(name: str, text: str, kind: Any) -> Any:
+    """Read one value of a field's type."""
+    if get_origin(kind) is tuple:
+        parts = [part.strip() for part in text.split(",")]
+        return tuple(_read_value(name, part, get_args(kind)[0]) for part in parts if part)
+    choices: tuple[Any, ...] = get_args(kind) if get_origin(kind) is Literal else ()
+    if kind is bool:
+        choices = (True, False)
+    if choices:
+        found = next((choice for choice in choices if str(choice).lower() == text.lower()), None)
+        if found is None:
+            words = " or ".join(str(choice).lower() if kind is bool else str(choice) for choice in choices)
+            raise FmclipError(f"The setting {name} must be {words}, not {text!r}.")
+        return found
+    if kind is str:
+        return text
+    try:
+        return kind(text)
+    except (TypeError, ValueError) as error:
+        expected = {int: "a whole number", float: "a number"}.get(kind, "set in a script")
+        raise FmclipError(f"The setting {name} must be {expected}, not {text!r}.") from error
+
+
+def in_words(preset: str, settings: Mapping[str, Any]) -> str:
+    """Name a preset and what was set otherwise: "full, heads=common"."""
+    return ", ".join([preset, *(f"{name}={_shown(value)}" for name, value in settings.items())])
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as `read_settings` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

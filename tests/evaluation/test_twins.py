@@ -1,0 +1,101 @@
+"""Copies of one picture share a group, different pictures do not, however alike they are."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fmclip.evaluation import load_datasets, split_cases
+from fmclip.evaluation.twins import Look, name_groups
+from fmclip.scans import Scan, read_scan
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def _pictures(kind: str, count: int = 16) -> list[np.ndarray]:
+    return [read_scan(path).pixels for path in sorted((EXAMPLES / kind / "normal").glob("*.png"))[:count]]
+
+
+def _groups(pictures: list[np.ndarray]) -> list[str]:
+    return name_groups([Look.at(Scan(pixels)) for pixels in pictures])
+
+
+def _saved_again(pixels: np.ndarray) -> np.ndarray:
+    _, coded = cv2.imencode(".jpg", np.round(255 * pixels).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    return cv2.imdecode(coded, cv2.IMREAD_UNCHANGED).astype(np.float32) / 255
+
+
+def _shifted(pixels: np.ndarray) -> np.ndarray:
+    there = np.array([[1, 0, 4], [0, 1, -2]], np.float32)
+    return cv2.warpAffine(pixels, there, pixels.shape[1::-1])
+
+
+CHANGES = {
+    "saved again": _saved_again,
+    "mirrored": lambda pixels: np.ascontiguousarray(pixels[:, ::-1]),
+    "brighter": lambda pixels: np.clip(1.15 * pixels + 0.05, 0, 1),
+    "shifted": _shifted,
+    "smaller": lambda pixels: cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["brain_mri_t1", "simulated_breast_ultrasound"])
+def test_a_changed_copy_shares_the_group_of_its_original_only(kind, change):
+    pictures = _pictures(kind)
+    groups = _groups([*pictures, *map(CHANGES[change], pictures)])
+    assert groups[:16] == groups[16:]
+    assert len(set(groups)) == 16
+
+
+@pytest.mark.parametrize("kind", ["brain_mri_t1", "retinal_fundus", "simulated_breast_ultrasound"])
+def test_slices_of_one_head_and_scans_of_one_kind_are_no_twins(kind):
+    assert len(set(_groups(_pictures(kind)))) == 16
+
+
+def test_many_pictures_that_are_almost_alike_are_no_twins_of_each_other():
+    """Bright discs on black, whose own textures are too faint for a bound that knows nothing of the others."""
+    y, x = np.ogrid[:128, :128]
+    disc = ((y - 64) ** 2 + (x - 64) ** 2 < 50**2).astype(np.float32)
+    generator = np.random.default_rng(0)
+    textures = [cv2.GaussianBlur(generator.normal(size=(128, 128)).astype(np.float32), (0, 0), 3) for _ in range(30)]
+    discs = [disc * (0.7 + 0.03 * texture / texture.std()) for texture in textures]
+    groups = _groups([*discs, _saved_again(discs[0]), *_pictures("brain_mri_t1")])
+    assert groups[30] == groups[0]
+    assert len(set(groups)) == 46
+
+
+def test_twins_of_twins_share_a_group_whatever_the_order():
+    pictures = _pictures("brain_mri_t1", 8)
+    chain = [pictures[0], _saved_again(pictures[0]), _shifted(_saved_again(pictures[0]))]
+    forward, backward = _groups([*pictures[1:], *chain]), _groups([*chain[::-1], *pictures[1:]])
+    assert forward[7] == forward[8] == forward[9]
+    assert set(forward) == set(backward)
+    assert _groups(pictures)[1:] == forward[:7]  # the digest alone, as in any other dataset
+
+
+def test_flat_scans_and_small_sets_are_no_problem():
+    flat = [np.full((8, 8), value, np.float32) for value in (0, 0.5, 0.5, 1)]
+    first, second, third, fourth = _groups(flat)
+    assert second == third
+    assert len({first, second, fourth}) == 3
+    assert _groups([]) == []
+    assert len(set(_groups(_pictures("retinal_fundus", 1)))) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_copy_of_a_reference_is_tested(tmp_path, seed):
+    """Each normal scan lies in the folder twice, the copy saved again under another name."""
+    for number, pixels in enumerate(_pictures("brain_mri_t1")):
+        label = "no" if number < 12 else "yes"
+        (tmp_path / label).mkdir(exist_ok=True)
+        for name, picture in ((f"{number}", pixels), (f"copy of {number}", _saved_again(pixels))):
+            cv2.imwrite(str(tmp_path / label / f"{name}.png"), np.round(255 * picture))
+    (dataset,) = load_datasets(tmp_path)
+    assert dataset.notes == (
+        "16 scans look like copies of others (re-saved, mirrored, brighter or shifted) and share a group",
+    )
+    split = split_cases(dataset.cases, 4, seed)
+    numbers = [case.path.stem.removeprefix("copy of ") for case in (*split.references, *split.test)]
+    assert len(numbers) == len(set(numbers)) == 16
