@@ -1,4 +1,4 @@
-"""Every committed table of quality and its figures, rebuilt by one command.
+"""Every committed table of quality, and the figures of the methods, rebuilt by one command.
 
     pip install -e '.[peers]'
     python -m benchmarks.tables ROOT --transformer CONFIG.json:WEIGHTS.safetensors --keep DIR
@@ -80,8 +80,10 @@ def commands(name: str, root: Path, scratch: Path, options: argparse.Namespace) 
     """Word the commands of one table: module, data, options."""
     module, *words = TABLES[name]
     if name == WITHOUT_MARKS:
-        yield ["benchmarks.marks", str(root), str(scratch / "data"), "--dataset", "busi"]
-        root = scratch / "data"
+        painted = (options.keep or scratch) / "data-without-marks"
+        if not (painted / "manifest.csv").exists():  # which is written last
+            yield ["benchmarks.marks", str(root), str(painted), "--dataset", "busi"]
+        root = painted
     if "TRANSFORMER" in words:
         words[words.index("TRANSFORMER")] = options.transformer
     if module == "quality":

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fmclip.errors import FmclipError, ScanError
+from fmclip.mask_files import MaskFolder, is_mask, stem
 from fmclip.scans import Scan, find_scan_files, read_scan
 
 MAX_ABNORMALS = 64
 NOUN = "abnormal scan"
-MASK_ENDING = "_mask"
 
 
 def require_fitting(method: str, are_given: bool, how: str) -> None:
@@ -52,7 +52,7 @@ def read_abnormals(
     Args:
         normals: The normal scans that they will go with.
         paths: Scans, or folders of scans; pictures among them whose names say that they are masks are no scans.
-        masks: Folder of masks: the mask of a scan has its file stem, or that and "_mask"; None for no masks.
+        masks: Folder of masks, see `MaskFolder`; several masks of one scan are united. None for no masks.
         slice_index: Slice of volumes, of scans and masks alike; None for the middle one.
         window: Window of the scans.
 
@@ -67,35 +67,42 @@ def read_abnormals(
         return {}, []
     if not paths:
         raise FmclipError("Masks are those of abnormal scans: give the abnormal scans too.")
-    drawn = _masks_by_stem(masks)
-    files = [file for file in find_scan_files(paths) if not (file.resolve() in drawn.values() and _is_mask(file))]
+    if masks is not None and not masks.is_dir():
+        raise FmclipError("The folder of masks was not found.")
+    folder, every = MaskFolder(masks), find_scan_files(paths)
+    files = [file for file in every if not is_mask(file)]
     if len(files) > MAX_ABNORMALS:
         raise FmclipError(f"{len(files)} abnormal scans were given: give at most {MAX_ABNORMALS}.")
-    places = {file: _mask_of(file, drawn) for file in files}
-    fitting = [place for place in places.values() if place is not None]
+    places = {file: folder.of(file) for file in files}
+    fitting = [place for own in places.values() for place in own]
     if masks is not None and not fitting:
         raise FmclipError(
             "No mask of the folder fits an abnormal scan: the mask of scan.png is called scan.png or scan_mask.png."
         )
     if len(set(fitting)) < len(fitting):
         raise FmclipError("Two abnormal scans have the same name, so that a mask fits both: rename one, and its mask.")
+    if any(len({stem(place) for place in own}) < len(own) for own in places.values()):
+        raise FmclipError("Two masks have the same name, and one scan: rename those that are not its own.")
     scans: list[Scan] = []
     found: list[np.ndarray | None] = []
     notes: list[str] = []
-    for number, (file, place) in enumerate(places.items(), start=1):
+    if masks is None and len(files) < len(every):
+        notes.append(
+            f"{len(every) - len(files)} pictures that are called masks were left out: give their folder as that of the "
+            "masks, to learn from them."
+        )
+    for number, (file, own) in enumerate(places.items(), start=1):
         try:
             scan = read_scan(file, label=f"{NOUN} {number}", slice_index=slice_index, window=window)
         except ScanError as error:
             notes.append(str(error))
             continue
         scans.append(scan)
-        mask = read_scan(place, label=f"the mask of {scan.label}", slice_index=slice_index) if place else None
-        found.append(to_mask(mask, scan) if mask else None)
+        drawn = [read_scan(place, label=f"the mask of {scan.label}", slice_index=slice_index) for place in own]
+        found.append(np.any([to_mask(mask, scan) for mask in drawn], axis=0) if drawn else None)
     if not scans:
         raise FmclipError("None of the abnormal scans could be read: " + (" ".join(notes) or "the folder is empty."))
-    are_scans = {file.resolve() for file in files}
-    idle = sum(place not in fitting and place not in are_scans for place in drawn.values())
-    if idle:
+    if idle := folder.count_strays(files):
         notes.append(f"{idle} of the masks fit no abnormal scan and were left out.")
     require_distinct(normals, scans)
     return {"abnormals": scans, "abnormal_masks": found}, notes
@@ -139,31 +146,3 @@ def to_mask(mask: Scan, scan: Scan) -> np.ndarray:
     if not found.any():
         raise FmclipError(f"The mask of {scan.label} is black: paint white what is abnormal, or leave the mask out.")
     return found
-
-
-def _masks_by_stem(folder: Path | None) -> dict[str, Path]:
-    """Find the masks of a folder.
-
-    Raises:
-        FmclipError: There is no such folder.
-    """
-    if folder is None:
-        return {}
-    if not folder.is_dir():
-        raise FmclipError("The folder of masks was not found.")
-    return {_stem(path): path.resolve() for path in find_scan_files([folder])}
-
-
-def _mask_of(scan: Path, masks: dict[str, Path]) -> Path | None:
-    """The mask of a scan; a scan that lies among the masks is not its own."""
-    found = masks.get(_stem(scan) + MASK_ENDING) or masks.get(_stem(scan))
-    return None if found == scan.resolve() else found
-
-
-def _is_mask(path: Path) -> bool:
-    return _stem(path).endswith(MASK_ENDING)
-
-
-def _stem(path: Path) -> str:
-    """File name without its endings: "7" of "7.nii.gz", but "scan.v2" of "scan.v2.png"."""
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem

@@ -18,10 +18,8 @@ MIN_REFERENCES = 2
 MAX_REFERENCES = 64
 RECOMMENDED_REFERENCES = (4, 32)
 
-FALSE_ALARM_RATE = 0.10
-"""Share of new normal scans that may lie above the threshold."""
-OUTLIER_RATE = 0.01
-"""Share of sound reference sets in which a scan may be called an outlier."""
+FALSE_ALARM_RATE = 0.10  # share of new normal scans that may lie above the threshold
+OUTLIER_RATE = 0.01  # share of sound reference sets in which a scan may be called an outlier
 RULE = "prediction bound 90 %"
 DEVIATES = "deviates"
 WITHIN = "within the references"
@@ -72,7 +70,9 @@ class Calibration:
             ReferenceSetError: There are fewer than two scores, or one is not a number.
         """
         values = tuple(float(score) for score in scores)
-        if len(values) < MIN_REFERENCES or not all(map(math.isfinite, values)):
+        if not all(map(math.isfinite, values)):
+            raise ReferenceSetError("The training diverged: the scores are no numbers. Choose smaller learning rates.")
+        if len(values) < MIN_REFERENCES:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
         return cls(values, prediction_bound(_without_outliers(values), FALSE_ALARM_RATE, prior), prior=prior)
 

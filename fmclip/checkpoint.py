@@ -30,11 +30,12 @@ from fmclip.towers import Tower, get_tower
 from fmclip.views import tower_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 7
 """2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`;
 4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`; 5: distances
 lean on all references, whose patches lie scan by scan, see `fmclip.search`; a level looks ahead, see `towers.ahead`;
-6: held levels of a smaller copy of the picture, which nothing reads any more (benchmarks/NOTES.md). The next is 7."""
+6: levels of a smaller copy of the picture, which nothing reads any more (benchmarks/NOTES.md); 7: MadCLIP's score
+leaves letterbox bars out, maps of the cosine baseline stand at their score."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384
@@ -60,6 +61,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "pool_size": (1, 10_000),
     "hidden": (1, 10_000),
     "bottleneck": (1, 10_000),
+    "lr": (0, 1),
+    "weight_decay": (0, 10),
     "learned_share": (0, 1),
     "learned_slope": (0, 100),
     "shrinkage": (0, 1),
@@ -78,11 +81,6 @@ _DTYPES = ("F32", "F16", "BF16", "I32", "I64", "BOOL")
 
 _DAMAGED = "The adapter file is damaged or incomplete. Download or save it again."
 _FOREIGN = "This is not an adapter file. Choose a .safetensors file that fmclip saved after adapting."
-
-
-def limits_of(name: str) -> tuple[float, float]:
-    """Smallest and largest value of a config field that an adapter file may hold."""
-    return LIMITS.get(name, _RATES if name.endswith("_lr") else _NUMBERS)
 
 
 def save_adapter(
@@ -339,14 +337,24 @@ def parse_config(config_class: type[DetectorConfig], values: dict[str, Any]) -> 
         choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
         if not _is_kind_of(value, default) or (choices and value not in choices):
             raise TypeError(f"config field {key} is of another kind")
-        low, high = limits_of(key)
-        parts = value if isinstance(value, tuple) else (value,)
-        numbers = [part for part in parts if isinstance(part, (int, float))]
-        texts = [part for part in parts if isinstance(part, str)]
-        is_within = all(low <= number <= high for number in numbers)  # also False for NaN
-        if not is_within or any(len(text) > MAX_TEXT_CHARS for text in texts) or len(parts) > MAX_PARTS:
-            raise CheckpointError(f"The adapter's setting {key} is out of its range. {_DAMAGED}")
+    if wrong := out_of_range(config):
+        raise CheckpointError(f"The adapter's setting {wrong}. {_DAMAGED}")
     return config
+
+
+def out_of_range(config: DetectorConfig) -> str:
+    """Say which setting of a config no adapter file may hold, and what it may be; "" if there is none."""
+    for name, value in config.to_dict().items():
+        low, high = LIMITS.get(name, _RATES if name.endswith("_lr") else _NUMBERS)
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        numbers = [part for part in parts if isinstance(part, (int, float))]
+        if not all(low <= number <= high for number in numbers):  # also False for NaN
+            return f"{name} must lie between {low:g} and {high:g}"
+        if any(len(part) > MAX_TEXT_CHARS for part in parts if isinstance(part, str)):
+            return f"{name} must have at most {MAX_TEXT_CHARS} characters"
+        if len(parts) > MAX_PARTS:
+            return f"{name} must have at most {MAX_PARTS} parts"
+    return ""
 
 
 def _is_kind_of(value: Any, default: Any) -> bool:

@@ -24,7 +24,7 @@ class Job:
         tower: Name of the tower.
         device: "cpu", "cuda", ...
         method: Name of the detector.
-        preset: "fast", "full" or "paper".
+        preset: One of the method's, see `settings.presets_of`.
         scan_type: What the scans show.
         seed: Start of all random draws.
         normals: k normal scans.

@@ -24,20 +24,18 @@ def config_of(
     Raises:
         FmclipError: The method does not know the preset, or a value is out of its range.
     """
-    from fmclip.checkpoint import limits_of
+    from fmclip.checkpoint import out_of_range  # no adapter that is saved may be one that does not load
     from fmclip.detectors import DETECTORS
 
     config_class: Any = DETECTORS[method].config_class
     own = {name: value for name, value in (settings or {}).items() if name in settings_of(config_class)}
-    for name, value in own.items():
-        low, high = limits_of(name)  # what an adapter file may hold
-        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, (int, float))]
-        if not all(low <= one <= high for one in numbers):
-            raise FmclipError(f"The setting {name} must lie between {low:g} and {high:g}.")
     try:
-        return config_class.preset(preset, scan_type=scan_type or config_class.scan_type, seed=seed, **own)
+        config = config_class.preset(preset, scan_type=scan_type or config_class.scan_type, seed=seed, **own)
     except ValueError as error:
         raise FmclipError(f"{method}: {str(error).rstrip('.')}.") from error
+    if wrong := out_of_range(config):
+        raise FmclipError(f"The setting {wrong}.")
+    return config
 
 
 def presets_of(method: str, *, has_gpu: bool = True) -> tuple[str, ...]:
@@ -46,10 +44,15 @@ def presets_of(method: str, *, has_gpu: bool = True) -> tuple[str, ...]:
 
     config_class: Any = DETECTORS[method].config_class
     *short, paper = PRESETS
-    more = [name for name in getattr(config_class, "PRESETS", ()) if name not in PRESETS]
+    more = further_presets(config_class)
     if has_gpu:
         return (*short, *more, paper)
     return (*short, *(name for name in more if config_class.preset(name) != config_class.preset(paper)))
+
+
+def further_presets(config_class: type[DetectorConfig]) -> list[str]:
+    """Names of the presets of a config that not every method knows."""
+    return [name for name in getattr(config_class, "PRESETS", ()) if name not in PRESETS]
 
 
 def describe(method: str, *, with_settings: bool = False) -> str:

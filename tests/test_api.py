@@ -103,6 +103,19 @@ def test_what_cannot_be_done_is_said_and_the_uploads_are_deleted(service, cache,
     assert not list(cache.rglob("*Mustermann*"))
 
 
+@pytest.mark.parametrize("broken", ["files", "abnormals", "masks"])
+def test_one_link_that_leads_nowhere_deletes_all_uploads(service, cache, broken):
+    """Those behind it and of the other lists too."""
+    lists = {
+        name: [save_picture(cache / name / f"Mustermann{seed}.png", seed, 64) for seed in seeds]
+        for name, seeds in (("files", (1, 2, 3)), ("abnormals", (4, 5)), ("masks", (6, 7)))
+    }
+    lists[broken].insert(0, str(cache / "nowhere.png"))
+    with pytest.raises(gr.Error, match="not on this page"):
+        service.adapt(lists.pop("files"), method="madclip", **lists)
+    assert not list(cache.rglob("*Mustermann*"))
+
+
 def test_abnormal_scans_and_the_masks_of_some_are_learned_from_and_gone(service, cache, monkeypatch):
     short = {"epochs": 1, "folds": 0, "copies": 0, "synonyms": 1, "batch_size": 4}
     monkeypatch.setitem(MadCLIP.config_class.PRESETS, "fast", short)

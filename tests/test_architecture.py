@@ -24,7 +24,7 @@ ORDER = [
     {"synthesis", "towers"},
     {"prompts", "adapters", "maps", "views"},
     {"memory"},
-    {"calibration"},
+    {"calibration", "mask_files"},
     {"detectors"},
     {"checkpoint", "checks", "figures", "self_check", "explain", "explanation_figure", "regions"},
     {"abnormal_scans", "findings", "job", "learning", "hub", "settings", "shortage"},

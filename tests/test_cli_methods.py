@@ -122,6 +122,29 @@ def test_masks_may_lie_among_the_scans(scans, taught):
     assert [mask is None for mask in taught["masks"]] == [False, True, True]  # and no scan is its own mask
 
 
+def test_pictures_that_are_called_masks_are_no_scans_and_several_of_one_scan_are_united(scans, taught):
+    other = np.zeros((40, 50), np.uint8)
+    other[30:35, 5:10] = 255
+    _mask(scans / "abnormal" / "a_mask.png")
+    cv2.imwrite(str(scans / "abnormal" / "a_mask_1.png"), other)
+    folder = scans / "abnormal"
+    assert _adapt(scans, "madclip", "--abnormal", folder, "--masks", folder).exit_code == 0
+    assert len(taught["abnormals"]) == 3
+    first = taught["masks"][0]
+    assert first[12, 35]
+    assert first[32, 7]
+    result = _adapt(scans, "madclip", "--abnormal", folder)
+    assert len(taught["abnormals"]) == 3
+    assert "2 pictures that are called masks were left out" in result.stderr
+
+
+def test_two_masks_of_one_name_are_refused(scans):
+    _mask(scans / "masks" / "more" / "a.png")
+    result = _adapt(scans, "madclip", "--abnormal", scans / "abnormal", "--masks", scans / "masks")
+    assert result.exit_code == 1
+    assert "Two masks have the same name" in result.stderr
+
+
 def test_an_abnormal_scan_that_cannot_be_read_and_an_idle_mask_are_told(scans, taught):
     (scans / "abnormal" / "b.png").write_text("no picture")
     _mask(scans / "masks" / "other.png")
@@ -190,7 +213,9 @@ def test_settings_are_those_of_the_adapter(scans):
         ("patch_memory", "levels=0,x", "levels must be a whole number, not 'x'"),
         ("patch_memory", "levels=0,9", "level"),
         ("patch_memory", "over=all", "over must be references or patches, not 'all'"),
-        ("patch_memory", "coreset=nan", "coreset must lie between 0.001 and 1"),
+        ("patch_memory", "coreset=nan", "coreset lies above 0 and up to 1"),
+        ("patch_memory", "levels=" + ",".join("0" * 65), "levels must have at most 64 parts"),
+        ("two_layer", "lr=5", "lr must lie between 0 and 1"),
         ("patch_memory", "coreset=0.5", "set over=patches"),
         ("patch_memory", "seed=3", "No setting of patch_memory is called 'seed'"),
         ("two_layer", "epochs=-1", "epochs must lie between 0 and 10000"),

@@ -159,9 +159,11 @@ class TrainedDetector(Detector):
         stage: str,
         on_event: OnEvent,
     ) -> None:
-        """Take the optimiser steps of some epochs."""
+        """Take the optimiser steps of some epochs; 0 takes none."""
         device, config = self.tower.device, self.config
-        steps = max(1, math.ceil(len(rows) * epochs / config.batch_size))
+        steps = math.ceil(len(rows) * epochs / config.batch_size)
+        if steps == 0:
+            return
         on_event(StageStarted(stage, steps))
         optimiser = self._optimiser(network)
         for step, batch in enumerate(balanced_batches(samples.labels[rows], config.batch_size, steps, generator), 1):

@@ -1,7 +1,7 @@
 """Measure detectors on folders of scans with known answers.
 
 datasets     a folder of scans -> Dataset       layouts    how people lay such folders out
-chexpert     CheXpert's tables                  mask_files which masks belong to which scan
+chexpert     CheXpert's tables
 twins        scans that are almost one picture share a group
 protocol     which scans are references and which are tested
 metrics      scores and answers -> AUROC, ...   pixels     maps and masks -> AUROC, AUPRO, Dice

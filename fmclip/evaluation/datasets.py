@@ -144,7 +144,7 @@ def scan_type_of(name: str, otherwise: str = "medical scan") -> str:
 def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return ()
     return found.st_size, found.st_mtime_ns
 

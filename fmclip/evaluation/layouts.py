@@ -7,7 +7,7 @@ that are almost the same picture become one group.
 from __future__ import annotations
 
 import csv
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,8 @@ from pathlib import Path
 from fmclip.errors import ScanError
 from fmclip.evaluation.chexpert import is_chexpert, read_chexpert
 from fmclip.evaluation.datasets import Case, Dataset, DatasetError, Part, scan_type_of
-from fmclip.evaluation.mask_files import NO_SCAN, MaskFolder, stem, without_missing_masks
 from fmclip.evaluation.twins import Look, name_groups
+from fmclip.mask_files import NO_SCAN, MaskFolder, stem
 from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
@@ -88,7 +88,7 @@ def _with_twins(
             except ScanError:
                 left_out["files that cannot be read as a scan"] += 1
                 continue
-        kept.append(without_missing_masks(case, left_out))
+        kept.append(_without_missing_masks(case, left_out))
     groups = name_groups(list(looks.values()))
     for place, group in zip(looks, groups, strict=True):
         kept[place] = replace(kept[place], group=group)
@@ -100,11 +100,17 @@ def _with_twins(
     return Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes))
 
 
-def _read_manifest(root: Path) -> dict[str, list[Case]]:
-    """Columns dataset, path, label ("normal" or "abnormal"); mask, group and part ("train", "test") if known.
+def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:
+    """Drop masks that are not there, and count them."""
+    there = tuple(path for path in case.masks if path.is_file())
+    if len(there) == len(case.masks):
+        return case
+    left_out["masks that do not exist"] += len(case.masks) - len(there)
+    return replace(case, masks=there)
 
-    Groups of several datasets that happen to have the same name are not twins: they are called after their dataset too.
-    """
+
+def _read_manifest(root: Path) -> dict[str, list[Case]]:
+    """Columns dataset, path, label ("normal" or "abnormal"); mask, group and part ("train", "test") if known."""
     cases: dict[str, list[Case]] = {}
     with (root / MANIFEST).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -121,17 +127,7 @@ def _read_manifest(root: Path) -> dict[str, list[Case]]:
             part = Part(row["part"]) if row.get("part") else None
             case = Case(root / row["path"], label == "abnormal", masks, row.get("group") or "", part)
             cases.setdefault(row["dataset"], []).append(case)
-    datasets_of: dict[str, set[str]] = defaultdict(set)
-    for name, own in cases.items():
-        for case in own:
-            datasets_of[case.group].add(name)
-    return {
-        name: [
-            replace(case, group=f"{name} {case.group}") if case.group and len(datasets_of[case.group]) > 1 else case
-            for case in own
-        ]
-        for name, own in cases.items()
-    }
+    return cases
 
 
 def _read_normal_abnormal(folder: Path) -> Read:

@@ -35,11 +35,14 @@ class Split:
         references: k normal cases to learn from.
         abnormals: Abnormal cases to learn from, for methods that can.
         test: Cases to test on; none of the above, and under `unique` no twin of them.
+        n_shared: Cases of another dataset than the references' that are not tested, since their group has the same
+            name as one that is learned from: the same patient, or a mere number.
     """
 
     references: tuple[Case, ...]
     abnormals: tuple[Case, ...]
     test: tuple[Case, ...]
+    n_shared: int = 0
 
     @property
     def n_normal(self) -> int:
@@ -93,12 +96,9 @@ def split_cases(
     abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
     drawn = {*references, *abnormals}
     groups = {case.group for case in drawn} if protocol is Protocol.UNIQUE else set()
-    test = tuple(
-        case
-        for case in usable
-        if case.part is not Part.TRAIN and case not in drawn and case.group not in groups and case not in unreadable
-    )
-    split = Split(references, abnormals, test)
+    testable = [case for case in usable if case.part is not Part.TRAIN and case not in drawn and case not in unreadable]
+    test = tuple(case for case in testable if case.group not in groups)
+    split = Split(references, abnormals, test, 0 if fit_on is None else len(testable) - len(test))
     if not split.n_normal or not split.n_abnormal:
         n_normal = sum(not case.is_abnormal for case in usable)
         raise DatasetError(
@@ -133,5 +133,5 @@ def _draw(
 
 
 def _half_of(group: str) -> Half:
-    """Assign a group to a half by its name alone, so that the halves never move."""
+    """Assign a group to a half by its name alone: halves stay as they are as long as groups keep their names."""
     return Half.REPORT if zlib.crc32(group.encode()) & 1 else Half.TUNING

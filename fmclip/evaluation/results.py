@@ -89,7 +89,8 @@ class Results:
             if masks := max(row.n_unreadable_masks for row in own):
                 lines.append(f"{dataset}: the masks of {masks} scans cannot be read and were left out.")
             if twins:
-                lines.append(f"{dataset}: up to {twins} test scans were left out as copies of scans learned from.")
+                why = "copies of scans that were learned from, or of their group"
+                lines.append(f"{dataset}: up to {twins} test scans were left out, as {why}.")
         folder = self.figures
         if folder is not None and not all(plots.examples_file(folder, row).is_file() for row in rows):
             lines.append("Some runs that were resumed have no heatmaps: they were measured before figures were drawn.")

@@ -57,7 +57,7 @@ def name_groups(looks: Sequence[Look]) -> list[str]:
 
     Returns:
         The smallest digest of each scan's group, whatever the order; a scan without twins has the same name in every
-        dataset.
+        dataset. A copy that joins later may give its group another name, and so another half.
     """
     if not looks:
         return []

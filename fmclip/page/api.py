@@ -107,7 +107,10 @@ class Service:
                 raise FmclipError(f"There is no such method: choose one of {', '.join(DETECTORS)}.")
             presets = presets_of(method, has_gpu=self._tower.has_gpu)
             if preset not in presets:
-                raise FmclipError(f"The preset must be {' or '.join(presets)}; {PAPER} where there is a GPU.")
+                raise FmclipError(
+                    f"The preset must be {' or '.join(presets)}"
+                    f"{'' if self._tower.has_gpu else f'; {PAPER} where there is a GPU'}."
+                )
             require_fitting(method, bool(files[1] or files[2]), "give some as abnormals")
             reading = Reading.parse(slices, window)
             start = _whole(seed)
@@ -148,7 +151,9 @@ class Service:
     def _predict(
         self, adapter: Any, given: Sequence[Any], slices: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        session, scans = self._new_session(), find_files(given)
+        scans = find_files(given)
+        with deleted_if_refused(scans):
+            session = self._new_session()
         try:
             with deleted_if_refused(scans):
                 (file,) = find_files([adapter], keep=True)
@@ -221,16 +226,21 @@ def _read(paths: Sequence[str], limit: int, reading: Reading, noun: str = "scan"
 def _find_all(given: tuple[list[str] | None, ...]) -> tuple[list[str], list[str], list[str]]:
     """Find normal scans, abnormal scans and masks; one that is refused deletes them all."""
     found: list[str] = []
+    lists: list[list[str]] = []
+    refused: FmclipError | None = None
     with deleted_if_refused(found):
-        normals, abnormals = (_take(some, found) for some in given[:2])
-        masks = [path for one in given[2] or () for path in (_take([one], found) if one else [""])]
-    return normals, abnormals, masks
-
-
-def _take(given: Sequence[Any] | None, found: list[str]) -> list[str]:
-    own = find_files(given)
-    found += own
-    return own
+        masks = [one for one in given[2] or () if one]  # "" stands for none
+        for some in (*given[:2], masks):
+            try:
+                own = find_files(some)
+            except FmclipError as error:
+                refused, own = refused or error, []
+            found += own
+            lists.append(own)
+        if refused is not None:
+            raise refused
+    paths = iter(lists[2])
+    return lists[0], lists[1], [next(paths) if one else "" for one in given[2] or ()]
 
 
 def _read_abnormals(

@@ -36,9 +36,15 @@ def find_files(given: Sequence[Any] | None, *, keep: bool = False) -> list[str]:
         FmclipError: One of them is something else, or not there any more; the others are deleted if they may be.
     """
     found: list[str] = []
+    refused: FmclipError | None = None
     with uploads.deleted_if_refused(found):
         for one in given or ():
-            found.append(_find(one, keep))
+            try:
+                found.append(_find(one, keep))
+            except FmclipError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
     return found
 
 

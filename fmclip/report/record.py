@@ -13,12 +13,12 @@ from fmclip.checkpoint import parse_config
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig
 from fmclip.errors import FmclipError
 from fmclip.scans import AS_STORED, Scan, name_window, parse_window
+from fmclip.settings import PRESETS, further_presets
 
 FORMAT, FORMAT_VERSION = "fmclip-run", 1
 MAX_CHARS = 2**20
 """Of a run.json; one with 500 scans takes a tenth of it."""
 VERSIONS = ("python", "fmclip", "code", "torch", "timm", "open_clip_torch", "peft", "numpy")
-PRESETS = ("fast", "full", "paper")
 OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
 
 MARKED = "regions were marked as normal by hand"
@@ -182,10 +182,11 @@ class RunRecord:
 def preset_of(config: DetectorConfig) -> str:
     """Name the preset that a config is, see `RunRecord.preset`."""
     config_class: Any = type(config)
-    presets = [config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in PRESETS]
-    if presets[0] == presets[-1]:
+    names = (*PRESETS, *further_presets(config_class))
+    presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
+    if presets[PRESETS[0]] == presets[PRESETS[-1]]:
         return NOT_TRAINED
-    return next((name for name, preset in zip(PRESETS, presets, strict=True) if preset == config), OWN_SETTINGS)
+    return next((name for name, preset in presets.items() if preset == config), OWN_SETTINGS)
 
 
 def _beyond_the_config(detector: Detector) -> str:

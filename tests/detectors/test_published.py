@@ -92,6 +92,13 @@ def test_row_6_trains_with_the_dropout_of_table_a1_and_answers_without(rows, tow
         assert not np.array_equal(other.predict(QUERIES)[1].map, rows[6].predict(QUERIES)[1].map)
 
 
+def test_row_6_without_epochs_end_to_end_leaves_lora_as_it_starts(tower):
+    kind = DETECTORS["fusionmedclip_published"]
+    config = kind.config_class.preset("row6", scan_type="brain MRI", **{**QUICK, "stage3_epochs": 0})
+    network = kind(tower, config).fit(NORMALS).network_
+    assert sum(bool((weight == 0).all()) for weight in network.lora) == len(network.lora) / 2
+
+
 def test_hand_written_words_need_a_tower_trained_on_pairs():
     kind = DETECTORS["fusionmedclip_published"]
     with pytest.raises(TowerError, match="never trained together"):

@@ -1,14 +1,11 @@
-"""Which files of a folder of masks belong to which scan."""
+"""Which files of a folder of masks belong to which scan, by their names."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
-from fmclip.evaluation.datasets import Case
 from fmclip.scans import find_scan_files
 
 NO_SCAN = "files among the masks that belong to no scan"
@@ -18,6 +15,11 @@ _MASK = re.compile(r"(.+)_mask(?:_\d+)?", re.IGNORECASE)
 def stem(path: Path) -> str:
     """File name without its endings: "7" of "7.nii.gz", but "scan.v2" of "scan.v2.png"."""
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is called NAME_mask or NAME_mask_1."""
+    return _MASK.fullmatch(stem(path)) is not None
 
 
 class MaskFolder:
@@ -35,19 +37,13 @@ class MaskFolder:
                 self._masks.setdefault(name, []).append(path)
 
     def of(self, scan: Path) -> tuple[Path, ...]:
-        """List the masks of a scan."""
-        return tuple(self._masks.get(stem(scan), ()))
+        """List the masks of a scan; one that lies among the masks is not its own."""
+        return tuple(path for path in self._masks.get(stem(scan), ()) if path.resolve() != scan.resolve())
 
     def count_strays(self, scans: Iterable[Path]) -> int:
-        """Count the files that belong to none of these scans."""
+        """Count the files that belong to none of these scans, and are none of them."""
+        scans = list(scans)
         claimed = {path for scan in scans for path in self.of(scan)}
-        return len({path for own in self._masks.values() for path in own} - claimed)
-
-
-def without_missing_masks(case: Case, left_out: Counter[str]) -> Case:
-    """Drop masks that are not there, and count them."""
-    there = tuple(path for path in case.masks if path.is_file())
-    if len(there) == len(case.masks):
-        return case
-    left_out["masks that do not exist"] += len(case.masks) - len(there)
-    return replace(case, masks=there)
+        own = {scan.resolve() for scan in scans}
+        strays = {path for paths in self._masks.values() for path in paths} - claimed
+        return sum(path.resolve() not in own for path in strays)
