@@ -6,7 +6,7 @@ histogram of normal and abnormal scores is `fmclip.evaluation.plots.score_histog
 
 The source has no map. Ours is the same distance one patch at a time: 1 - cosine of each patch to the mean patch of the
 references, averaged over the levels, so it works on every tower; it knows nothing of places, as the score does not. The
-embedding says whether a scan deviates and its patches where, so the hottest place of a map stands at the score.
+embedding says whether a scan deviates and its patches where: maps are brought to the scale of the scores (`map_scale`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fmclip.detectors.base import Detector, DetectorConfig, Prediction, forward_passes, to_pixels
 from fmclip.detectors.events import OnEvent, Ready, StageStarted
-from fmclip.detectors.log_odds import at_score, log_odds_predictions, square_answer, to_probability
+from fmclip.detectors.log_odds import log_odds_predictions, map_scale, square_answer, to_probability
 from fmclip.errors import CheckpointError
 from fmclip.maps import average_maps
 from fmclip.patch_grid import patch_content
@@ -48,6 +48,7 @@ class Cosine(Detector):
     Attributes:
         mean_: [D], mean embedding of the references, L2-normalised.
         mean_patches_: [C_j] for each level, mean direction of the references' patches, L2-normalised.
+        map_scale_: Slope and offset of the map's log-odds, see `map_scale`.
     """
 
     name = "cosine"
@@ -57,6 +58,7 @@ class Cosine(Detector):
 
     mean_: Tensor
     mean_patches_: list[Tensor]
+    map_scale_: tuple[float, float]
 
     @torch.no_grad()
     def fit(
@@ -79,8 +81,15 @@ class Cosine(Detector):
         others = F.normalize(every.sum(dim=0) - every, dim=1)  # mean of the others, up to its length
         scores = _log_odds(1 - (every * others).sum(dim=1))
         levels = [torch.cat(level) for level in zip(*sums, strict=True)]  # [k, C_j] each
+        maps, masks = [], []
+        for place, scan in enumerate(normals):
+            pixels, content, _ = to_pixels([scan], self.tower)
+            rest = [F.normalize(level.sum(dim=0) - level[place], dim=0) for level in levels]
+            maps.append(self._map(self.tower.features(pixels), rest))
+            masks.append(content)
         self.mean_ = F.normalize(every.mean(dim=0), dim=0)
         self.mean_patches_ = [F.normalize(level.sum(dim=0), dim=0) for level in levels]
+        self.map_scale_ = map_scale(torch.cat(maps), scores, torch.cat(masks))
         self.reference_scores_ = to_probability(scores)
         on_event(Ready(STAGE, self))
         return self
@@ -89,39 +98,46 @@ class Cosine(Detector):
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
         """Score each scan by 1 - cosine to the mean embedding, and map each patch likewise."""
         found: list[Prediction] = []
-        for pixels, content, boxes in self._batches(scans):
-            found += log_odds_predictions(*self._answer(pixels, content), boxes, self.tower.image_size)
+        for pixels, _, boxes in self._batches(scans):
+            found += log_odds_predictions(*self._answer(pixels), boxes, self.tower.image_size)
         return found
 
     @torch.no_grad()
     def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and scores by the distance to the means."""
-        return square_answer(*self._answer(pixels, content), self.tower.image_size)
+        return square_answer(*self._answer(pixels), self.tower.image_size)
 
     def state(self) -> dict[str, Tensor]:
         """Mean embedding and mean patches."""
         self._require_fit()
         patches = {f"patches.{level}": mean.cpu() for level, mean in enumerate(self.mean_patches_)}
-        return {"mean": self.mean_.cpu(), **patches}
+        return {"mean": self.mean_.cpu(), "map_scale": torch.tensor(self.map_scale_), **patches}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back the means."""
-        shapes: dict[str, tuple[int, ...]] = {"mean": (self.tower.text_width,)}
+        shapes: dict[str, tuple[int, ...]] = {"mean": (self.tower.text_width,), "map_scale": (2,)}
         shapes |= {f"patches.{level}": (width,) for level, width in enumerate(self.tower.widths)}
         if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
             raise CheckpointError("The adapter file lacks means or holds means of the wrong size; adapt again.")
         device = self.tower.device
         self.mean_ = state["mean"].to(device)
+        slope, offset = state["map_scale"].tolist()
+        self.map_scale_ = (slope, offset)
         self.mean_patches_ = [state[f"patches.{level}"].to(device) for level in range(len(self.tower.widths))]
 
-    def _answer(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-odds of the map [B, h, w], on the grid of the finest level, and of the picture [B]."""
+    def _answer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds of the map [B, h, w] and of the picture [B]."""
+        slope, offset = self.map_scale_
         scores = _log_odds(1 - self.tower.embed_images(pixels) @ self.mean_)
+        return slope * self._map(self.tower.features(pixels), self.mean_patches_) + offset, scores
+
+    def _map(self, features: Sequence[Tensor], means: Sequence[Tensor]) -> Tensor:
+        """Log-odds [B, h, w] of the mean over the levels of 1 - cosine, on the grid of the finest."""
         distances = [
             1 - torch.einsum("bchw,c->bhw", F.normalize(level, dim=1), mean)
-            for level, mean in zip(self.tower.features(pixels), self.mean_patches_, strict=True)
+            for level, mean in zip(features, means, strict=True)
         ]
-        return at_score(_log_odds(average_maps(distances, self.tower.grids[0])), scores, content), scores
+        return _log_odds(average_maps(distances, self.tower.grids[0]))
 
 
 def _log_odds(distance: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from fmclip.maps import resize_map
 from fmclip.patch_grid import grid_of, patch_content
 from fmclip.scans import Letterbox
 
+MAX_SLOPE = 10.0  # of a few references that happen to be alike in one and not in the other
+
 
 def map_offset(maps: Tensor, scores: Tensor, content: Tensor) -> float:
     """How much to add to maps so that the hottest place of a reference is, on average, as high as its image score.
@@ -27,9 +29,20 @@ def map_offset(maps: Tensor, scores: Tensor, content: Tensor) -> float:
     return float((scores - _hottest(maps, content)).mean())
 
 
-def at_score(maps: Tensor, scores: Tensor, content: Tensor) -> Tensor:
-    """Shift each map [B, h, w] so that its hottest place is as high as the image score [B]; content [B, S, S] bool."""
-    return maps + (scores - _hottest(maps, content))[:, None, None]
+def map_scale(maps: Tensor, scores: Tensor, content: Tensor) -> tuple[float, float]:
+    """Slope and offset that give the hottest places of the references the mean and the spread of their image scores.
+
+    As `map_offset`, for maps whose values differ less from scan to scan than the scores do: at an offset alone nothing
+    of a scan would reach a threshold that its score is far above. One scale for all scans leaves their order alone.
+
+    Args:
+        maps: Log-odds [k, h, w] of the references.
+        scores: Log-odds [k] of the references.
+        content: [k, S, S] bool.
+    """
+    hottest = _hottest(maps, content)  # [k]
+    slope = float((scores.std() / hottest.std().clamp_min(1e-6)).clamp(1 / MAX_SLOPE, MAX_SLOPE))
+    return slope, float(scores.mean() - slope * hottest.mean())
 
 
 def _hottest(maps: Tensor, content: Tensor) -> Tensor:
