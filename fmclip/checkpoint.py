@@ -35,7 +35,7 @@ FORMAT_VERSION = 7
 4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`; 5: distances
 lean on all references, whose patches lie scan by scan, see `fmclip.search`; a level looks ahead, see `towers.ahead`;
 6: levels of a smaller copy of the picture, which nothing reads any more (benchmarks/NOTES.md); 7: MadCLIP's score
-leaves letterbox bars out, maps of the cosine baseline stand at their score."""
+leaves letterbox bars out, maps of the cosine baseline have the spread of its scores."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384
