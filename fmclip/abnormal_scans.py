@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmclip.errors import FmclipError, ScanError
-from fmclip.mask_files import MaskFolder, is_mask, stem
+from fmclip.mask_files import MaskFolder, is_mask, marked, stem
 from fmclip.scans import Scan, find_scan_files, read_scan
 
 MAX_ABNORMALS = 64
@@ -86,10 +86,11 @@ def read_abnormals(
     scans: list[Scan] = []
     found: list[np.ndarray | None] = []
     notes: list[str] = []
-    if masks is None and len(files) < len(every):
+    named = [file for file in every if is_mask(file)]
+    if elsewhere := sum(masks is None or not file.resolve().is_relative_to(masks.resolve()) for file in named):
         notes.append(
-            f"{len(every) - len(files)} pictures that are called masks were left out: give their folder as that of the "
-            "masks, to learn from them."
+            f"{elsewhere} pictures that are called masks were left out: give their folder as that of the masks, to "
+            "learn from them."
         )
     for number, (file, own) in enumerate(places.items(), start=1):
         try:
@@ -124,7 +125,7 @@ def require_distinct(normals: Sequence[Scan], abnormals: Sequence[Scan]) -> None
 
 
 def to_mask(mask: Scan, scan: Scan) -> np.ndarray:
-    """Find what is white on the picture of a mask, or, where it was saved as 0 and 1 of 255, what is not black.
+    """Find what a mask marks on a scan, see `marked`.
 
     Args:
         mask: The picture.
@@ -141,8 +142,7 @@ def to_mask(mask: Scan, scan: Scan) -> np.ndarray:
             f"The mask of {scan.label} has {mask.width} x {mask.height} pixels, and the scan {scan.width} x "
             f"{scan.height}: draw it on the pixels of the scan."
         )
-    plane = mask.pixels if mask.pixels.ndim == 2 else mask.pixels.max(axis=2)  # [H, W]
-    found = plane > 0.5 if plane.max() > 0.5 else plane > 0
+    found = marked(mask.pixels)
     if not found.any():
         raise FmclipError(f"The mask of {scan.label} is black: paint white what is abnormal, or leave the mask out.")
     return found

@@ -1,10 +1,12 @@
-"""Which files of a folder of masks belong to which scan, by their names."""
+"""Masks as files: which belong to which scan, by their names, and what they mark."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from fmclip.scans import find_scan_files
 
@@ -20,6 +22,19 @@ def stem(path: Path) -> str:
 def is_mask(path: Path) -> bool:
     """Whether a file is called NAME_mask or NAME_mask_1."""
     return _MASK.fullmatch(stem(path)) is not None
+
+
+def marked(pixels: np.ndarray) -> np.ndarray:
+    """What is white on the picture of a mask or, where it was saved as 0 and 1 of 255, what is not black.
+
+    Args:
+        pixels: [H, W] or [H, W, 3] in [0, 1].
+
+    Returns:
+        bool [H, W].
+    """
+    plane = pixels if pixels.ndim == 2 else pixels.max(axis=2)  # [H, W]
+    return plane > 0.5 if plane.max() > 0.5 else plane > 0
 
 
 class MaskFolder:

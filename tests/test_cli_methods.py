@@ -133,9 +133,10 @@ def test_pictures_that_are_called_masks_are_no_scans_and_several_of_one_scan_are
     first = taught["masks"][0]
     assert first[12, 35]
     assert first[32, 7]
-    result = _adapt(scans, "madclip", "--abnormal", folder)
-    assert len(taught["abnormals"]) == 3
-    assert "2 pictures that are called masks were left out" in result.stderr
+    for options in ((), ("--masks", scans / "masks")):  # no folder of masks, or another one
+        result = _adapt(scans, "madclip", "--abnormal", folder, *options)
+        assert len(taught["abnormals"]) == 3
+        assert "2 pictures that are called masks were left out" in result.stderr
 
 
 def test_two_masks_of_one_name_are_refused(scans):

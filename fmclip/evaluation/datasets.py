@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from fmclip.errors import FmclipError
+from fmclip.mask_files import marked
 from fmclip.scans import read_scan
 
 SCAN_TYPES = {
@@ -150,11 +151,7 @@ def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    pixels = read_scan(path, label="a mask").pixels
-    plane = pixels if pixels.ndim == 2 else pixels.max(axis=2)
-    mask = (plane > 0.5).astype(np.uint8)
-    if not mask.any() and plane.any():  # masks are also saved as 0 and 1 of 255
-        mask = (plane > 0).astype(np.uint8)
-    if mask.shape != shape:
-        mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-    return mask.astype(bool)
+    mask = marked(read_scan(path, label="a mask").pixels)
+    if mask.shape == shape:
+        return mask
+    return cv2.resize(mask.astype(np.uint8), (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST).astype(bool)

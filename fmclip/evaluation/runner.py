@@ -24,7 +24,7 @@ from fmclip.evaluation.pixels import PixelScores
 from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases
 from fmclip.evaluation.rows import Example, Journal, Row, Run, Skipped, run_key
 from fmclip.scans import Scan, read_scan
-from fmclip.settings import in_words, settings_of
+from fmclip.settings import config_of, in_words
 from fmclip.towers import Tower
 
 BATCH = 16
@@ -143,11 +143,9 @@ class _Measurement:
     def __post_init__(self) -> None:
         self.source = self.plan.fit_on or self.dataset
         self.unreadable_masks: set[Case] = set()
-        detector_class = DETECTORS[self.method]
-        config_class: Any = detector_class.config_class
-        own = {name: value for name, value in self.plan.settings.items() if name in settings_of(config_class)}
-        config = config_class.preset(self.plan.preset, scan_type=self.source.scan_type, seed=self.seed, **own)
-        self.detector: Detector = detector_class(self.tower, config)
+        plan, scan_type = self.plan, self.source.scan_type
+        config = config_of(self.method, plan.preset, plan.settings, scan_type=scan_type, seed=self.seed)
+        self.detector: Detector = DETECTORS[self.method](self.tower, config)
         # "never", "optional" or "required"; a detector that says nothing never looks at abnormal scans.
         self.uses_abnormals = self.plan.abnormal_k > 0 and getattr(self.detector, "uses_abnormals", "never") != "never"
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from fmclip.abnormal_scans import MAX_ABNORMALS as MAX_ABNORMALS
-from fmclip.abnormal_scans import NOUN as NOUN
+from fmclip.abnormal_scans import NOUN
 from fmclip.errors import FmclipError
 from fmclip.page import html
 from fmclip.page.painting import canvas, painted_mask

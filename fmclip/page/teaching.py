@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from fmclip.abnormal_scans import MAX_ABNORMALS, NOUN
 from fmclip.page import abnormals, gallery, html, methods, pacing, references
 from fmclip.page.answers import Updates
 from fmclip.page.handlers import HandlerGroup, guarded
@@ -32,8 +33,8 @@ class Teaching(HandlerGroup):
         with deleted_if_refused(paths):
             visitor = self._idle(token)
             reading = Reading.parse(slice_text, references.window_for_references(visitor, window))
-        room = abnormals.MAX_ABNORMALS - len(visitor.abnormals)
-        upload = take_scans(paths or [], visitor.next_abnormal, room, reading, abnormals.NOUN)
+        room = MAX_ABNORMALS - len(visitor.abnormals)
+        upload = take_scans(paths or [], visitor.next_abnormal, room, reading, NOUN)
         visitor.next_abnormal += upload.taken
         visitor.windows.update(upload.windows)
         visitor.abnormals = [*visitor.abnormals, *upload.scans]
