@@ -17,11 +17,12 @@ from scan_files import PATIENT, dicom_sample, write_nifti
 import fmclip.report.pdf
 from fmclip.calibration import Calibration
 from fmclip.detectors import DETECTORS
+from fmclip.detectors.published import PublishedConfig
 from fmclip.errors import FmclipError
 from fmclip.report import RunRecord, write_bundle, write_report
 from fmclip.report.files import save_nifti, table
 from fmclip.report.pdf import DISCLAIMER, limits
-from fmclip.report.record import NOT_TRAINED
+from fmclip.report.record import NOT_TRAINED, preset_of
 from fmclip.scans import read_scan
 from fmclip.session import Session
 
@@ -254,3 +255,7 @@ def test_a_damaged_run_is_refused_in_words(change):
 def test_what_is_no_run_is_refused_in_words(text):
     with pytest.raises(FmclipError, match=r"no run\.json of fmclip"):
         RunRecord.from_json(text)
+
+
+def test_a_row_of_table_8_is_named_as_such():
+    assert preset_of(PublishedConfig.preset("row5", scan_type="brain MRI")) == "row5"

@@ -96,3 +96,11 @@ def test_letterbox_bars_do_not_count_in_the_score():
     maps = torch.full((1, 4, 4), 0.25)
     maps[:, 0], maps[:, 3] = 0.9, 0.9  # in the bars
     assert _mean_inside(maps, content).tolist() == pytest.approx([0.25])
+
+
+def test_a_score_is_that_of_the_places_of_the_scan(full):
+    side = full.tower.image_size
+    pixels, content = torch.rand(1, 3, side, side), torch.ones(1, side, side, dtype=torch.bool)
+    content[:, side // 2 :] = False
+    whole, part = (float(full.map_squares(pixels, own)[1]) for own in (torch.ones_like(content), content))
+    assert whole != part

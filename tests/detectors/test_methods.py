@@ -251,6 +251,16 @@ def test_maps_are_brought_to_the_scale_of_the_scores():
     assert map_scale(maps, torch.zeros(6), content)[0] == pytest.approx(1 / MAX_SLOPE)
 
 
+def test_the_scale_of_cosine_maps_is_that_of_its_adapter(fitted):
+    detector = make("cosine")
+    detector.load_state({**fitted["cosine"].state(), "map_scale": torch.tensor([1.0, 0.0])})
+    pixels, content = torch.rand(1, 3, SIDE, SIDE), torch.ones(1, SIDE, SIDE, dtype=torch.bool)
+    plain, scaled = (one.map_squares(pixels, content)[0].logit() for one in (detector, fitted["cosine"]))
+    slope, offset = fitted["cosine"].map_scale_
+    torch.testing.assert_close(scaled, slope * plain + offset, rtol=1e-3, atol=1e-3)
+    assert slope != 1
+
+
 def test_cosine_ranks_a_scan_of_another_kind_above_every_reference(fitted):
     noise = Scan(np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32))
     prediction = fitted["cosine"].predict([noise])[0]
