@@ -30,12 +30,13 @@ from fmclip.towers import Tower, get_tower
 from fmclip.views import tower_views
 
 FORMAT = "fmclip-adapter"
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """2: the patch memory holds the context view, see `fmclip.views`; 3: and looks inside a stage, see `fmclip.towers`;
 4: scores are made otherwise, so that thresholds of before do not fit, see `fmclip.detectors.evidence`; 5: distances
 lean on all references, whose patches lie scan by scan, see `fmclip.search`; a level looks ahead, see `towers.ahead`;
 6: levels of a smaller copy of the picture, which nothing reads any more (benchmarks/NOTES.md); 7: MadCLIP's score
-leaves letterbox bars out, maps of the cosine baseline have the spread of its scores."""
+leaves letterbox bars out, maps of the cosine baseline have the spread of its scores; 8: FusionMedCLIP's score is its
+memory's alone."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -46,12 +46,9 @@ class Evidence:
     scored: Tensor
     placed: Tensor
 
-    def mix(self, other: Evidence, share: float) -> Evidence:
-        """So much of the other beside this."""
-        return Evidence(
-            (1 - share) * self.scored + share * other.scored,
-            (1 - share) * self.placed + share * other.placed,
-        )
+    def placed_with(self, other: Tensor, share: float) -> Evidence:
+        """The same score, placed by so much of another map [B, h, w] beside its own."""
+        return Evidence(self.scored, (1 - share) * self.placed + share * other)
 
     def maps(self) -> Tensor:
         """What is shown, [B, h, w]: `placed`, with `peaks` at its highest place.

@@ -4,11 +4,10 @@ Stage 2 (`training.train_stage2`) learns UMLS-initialised prompts and alignment 
 (`training.train_stage3`) also LoRA and block adapters. Stage 1, the medical pre-training, is a property of the tower.
 
 What differs from the dissertation, with figures in benchmarks/NOTES.md: the alignment adapters read the *residual* of
-each patch to its nearest reference patch instead of the plain feature (`features`), and the learned map answers
-together with the patch memory (`learned_share`).
+each patch to its nearest reference patch instead of the plain feature (`features`), and the patch memory alone says
+whether a scan deviates; where it does, the learned map says together with the memory (`learned_share`).
 
-The reference scores are leave-one-out for the memory, which has most of the say; the network has seen all references.
-How many new normal scans then lie above the threshold is measured in benchmarks/NOTES.md.
+So the reference scores are leave-one-out, and no threshold hangs on a network that has seen the references.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ from fmclip.detectors.training import (
     train_stage3,
 )
 from fmclip.errors import CheckpointError, FmclipError, Stopped, TowerError
-from fmclip.maps import average_maps, smooth_inside, smooth_map
+from fmclip.maps import average_maps, smooth_inside
 from fmclip.memory import ReferenceMemory
-from fmclip.patch_grid import grid_of, patch_content, patch_weight
+from fmclip.patch_grid import grid_of, patch_content
 from fmclip.process import give_back
 from fmclip.scans import Scan
 from fmclip.synthesis import SyntheticScan
@@ -68,7 +67,7 @@ class FusionMedCLIP(Detector):
         network_: Prompts, adapters and temperature; None while only the memory has been learned.
         adapted_: The tower in use: `tower` itself, or one with the LoRA of stage 3 merged.
         prompts_: [2, D], both prompts as the text tower embeds them: once for all scans; None without a network.
-        learned_level_: Mean over the references of the largest leave-one-out log-odds of the learned map.
+        learned_level_: Mean over the references of the largest log-odds of the learned map.
         acceleration: How training uses the device; None takes what suits it.
     """
 
@@ -206,7 +205,7 @@ class FusionMedCLIP(Detector):
         own = torch.arange(len(content), device=pixels.device)
         prompts = None if network is None else network.prompts(self.tower)
         remembered, log_odds = self._evidence(features, content, memory, network, prompts, own, honest)
-        level = float(image_scores(log_odds.scored).mean()) if log_odds is not None else 0.0
+        level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         maps = self._combine(remembered, log_odds, level, content).maps()
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
         self.prompts_ = prompts
@@ -227,8 +226,8 @@ class FusionMedCLIP(Detector):
         prompts: Tensor | None,
         own: Tensor | None = None,
         honest: Tensor | None = None,
-    ) -> tuple[Evidence, Evidence | None]:
-        """Evidence of the memory, and log-odds of the learned map (None without a network)."""
+    ) -> tuple[Evidence, Tensor | None]:
+        """Evidence of the memory, and log-odds [B, h, w] of the learned map (None without a network)."""
         sigmas = self.config.smoothing, self.config.map_smoothing
         if network is None and honest is not None:
             return memory_evidence(memory, honest, content, sigmas), None
@@ -243,35 +242,31 @@ class FusionMedCLIP(Detector):
             return remembered, None
         learned = network(features, residuals, prompts)  # [B, h, w]
         inside = patch_content(content, grid_of(learned)).to(learned)
-        both = smooth_map(learned, sigmas[0]) * inside, smooth_inside(learned, inside, sigmas[1])
-        return remembered, Evidence(*(torch.logit(one, eps=1e-6) for one in both))  # lowest on bars
+        return remembered, torch.logit(smooth_inside(learned, inside, sigmas[1]), eps=1e-6)  # lowest on bars
 
-    def _combine(self, remembered: Evidence, log_odds: Evidence | None, level: float, content: Tensor) -> Evidence:
-        """The memory's evidence and exp(slope * log-odds above the references' level), by their shares."""
+    def _combine(self, remembered: Evidence, log_odds: Tensor | None, level: float, content: Tensor) -> Evidence:
+        """What the memory scores; placed by it and by exp(slope * log-odds above the references' level)."""
         if log_odds is None:
             return remembered
-        weight = patch_weight(content, grid_of(log_odds.scored))
-        scored, placed = (
-            (self.config.learned_slope * (one - level)).exp() for one in (log_odds.scored, log_odds.placed)
-        )
-        return remembered.mix(Evidence(scored * weight, placed * (weight > 0)), self.config.learned_share)
+        inside = patch_content(content, grid_of(log_odds)).to(log_odds)
+        learned = (self.config.learned_slope * (log_odds - level)).exp() * inside
+        return remembered.placed_with(learned, self.config.learned_share)
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[Prediction]:
-        """Map each scan by memory and learned map together."""
+        """Score each scan by the memory, map it by memory and learned map together."""
         found: list[Prediction] = []
         for pixels, content, boxes in self._batches(scans):
             remembered, log_odds, maps = self._answer(pixels, content)
             parts = {"patch memory": remembered.maps()}
             if log_odds is not None:
-                above = log_odds.scored - self.learned_level_  # the level is one of scores
-                parts["learned"] = (above / SHARPNESS).exp()  # shown as a probability
+                parts["learned"] = ((log_odds - self.learned_level_) / SHARPNESS).exp()  # shown as a probability
             found += predictions(parts, maps, boxes, self.tower.image_size)
         return found
 
     @torch.no_grad()
     def map_squares(self, pixels: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps and scores by memory and learned map together."""
+        """Maps and scores of squares, as `predict` has them."""
         *_, maps = self._answer(pixels, content)
         return square_answer(maps, self.tower.image_size)
 
@@ -284,7 +279,7 @@ class FusionMedCLIP(Detector):
 
     def _answer(
         self, pixels: Tensor, content: Tensor, own: Tensor | None = None
-    ) -> tuple[Evidence, Evidence | None, Tensor]:
+    ) -> tuple[Evidence, Tensor | None, Tensor]:
         """Weigh up scans: evidence of the memory, log-odds of the learned map, and the map of both [B, h, w]."""
         features = self.patch_features(pixels)
         remembered, log_odds = self._evidence(features, content, self.memory_, self.network_, self.prompts_, own)

@@ -39,7 +39,7 @@ class FusionMedCLIPConfig(DetectorConfig):
         "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
     )
     pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
-    learned_share: float = setting(0.1, "share of the learned map beside the memory map in the answer")
+    learned_share: float = setting(0.1, "share of the learned map beside the memory map in where a scan deviates")
     learned_slope: float = setting(0.05, "how fast the learned map's evidence grows with its log-odds")
     shrinkage: float = setting(SHRINKAGE, "isotropic share of the memory's residual covariance")
     smoothing: float = setting(SMOOTHING, "sigma of the Gaussian over the evidence that makes the score, in patches")

@@ -53,6 +53,7 @@ class Case:
         masks: Masks of what is abnormal, to be united; empty if nobody drew any.
         group: Cases of one group are twins (one picture saved twice, one patient).
         part: The official split; None where the dataset has none.
+        look: Cases of one look are almost the same picture, whatever their groups say; empty where nobody looked.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Case:
     masks: tuple[Path, ...]
     group: str
     part: Part | None = None
+    look: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """How people lay out datasets: one small reader each, and one line in `LAYOUTS`.
 
 A reader lists the cases of one dataset folder. Readers that know no patients or twins leave the group empty; then scans
-that are almost the same picture become one group.
+that are almost the same picture become one group. Groups that are known may miss copies, so these are looked for there,
+too.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from fmclip.mask_files import NO_SCAN, MaskFolder, stem
 from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
+MOST_COMPARED = 20_000
+"""Scans of a dataset with groups that are looked at for copies which the groups miss; more take hours
+(`twins.name_groups`)."""
 
 Read = tuple[list[Case], Counter[str]]
 """Cases, and how many scans were left out for which reason ("lateral views")."""
@@ -77,27 +81,39 @@ def _read_folder(name: str, folder: Path, layout: Layout) -> Dataset:
 def _with_twins(
     name: str, cases: Iterable[Case], left_out: Counter[str] | None = None, scan_type: str = "medical scan"
 ) -> Dataset:
-    """Group cases without a group by their pixels; what is no scan (a licence beside scans) is left out and counted."""
-    left_out = Counter(left_out)
+    """Find cases of one look; they are a group where none is known.
+
+    What is no scan (a licence beside scans) is left out and counted.
+    """
+    left_out, cases = Counter(left_out), list(cases)
     kept: list[Case] = []
-    looks: dict[int, Look] = {}  # of the cases without a group, by their place
+    looks: dict[int, Look] = {}  # of the cases that can be read, by their place
     for case in cases:
-        if not case.group:
+        if not case.group or len(cases) <= MOST_COMPARED:
             try:
                 looks[len(kept)] = Look.at(read_scan(case.path))
             except ScanError:
-                left_out["files that cannot be read as a scan"] += 1
-                continue
+                if not case.group:
+                    left_out["files that cannot be read as a scan"] += 1
+                    continue
         kept.append(_without_missing_masks(case, left_out))
-    groups = name_groups(list(looks.values()))
-    for place, group in zip(looks, groups, strict=True):
-        kept[place] = replace(kept[place], group=group)
+    for place, look in zip(looks, name_groups(list(looks.values())), strict=True):
+        kept[place] = replace(kept[place], group=kept[place].group or look, look=look)
     notes = [f"{count} {reason} left out" for reason, count in left_out.items() if count]
-    if twins := len(groups) - len(set(groups)):
-        notes.append(
-            f"{twins} scans look like copies of others (re-saved, mirrored, brighter or shifted) and share a group"
-        )
-    return Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes))
+    return Dataset(name, tuple(kept), scan_type_of(name, scan_type), (*notes, *_notes_on_copies(kept)))
+
+
+def _notes_on_copies(cases: Iterable[Case]) -> Iterator[str]:
+    groups_of: dict[str, list[str]] = {}
+    for case in cases:
+        if case.look:
+            groups_of.setdefault(case.look, []).append(case.group)
+    across = sum(len(set(groups)) - 1 for groups in groups_of.values())
+    alike = "look like copies of others (re-saved, mirrored, brighter or shifted)"
+    if within := sum(len(groups) - 1 for groups in groups_of.values()) - across:
+        yield f"{within} scans {alike} and share a group"
+    if across:
+        yield f"{across} scans {alike} in other groups and are not tested where one of these is learned from"
 
 
 def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:

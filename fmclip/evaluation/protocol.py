@@ -35,14 +35,14 @@ class Split:
         references: k normal cases to learn from.
         abnormals: Abnormal cases to learn from, for methods that can.
         test: Cases to test on; none of the above, and under `unique` no twin of them.
-        n_shared: Cases of another dataset than the references' that are not tested, since their group has the same
-            name as one that is learned from: the same patient, or a mere number.
+        n_twins: Cases not tested as twins of one that is learned from: of its look, or of a group of the same name (in
+            another dataset that is the same patient, or a mere number).
     """
 
     references: tuple[Case, ...]
     abnormals: tuple[Case, ...]
     test: tuple[Case, ...]
-    n_shared: int = 0
+    n_twins: int = 0
 
     @property
     def n_normal(self) -> int:
@@ -77,8 +77,8 @@ def split_cases(
         k: Reference scans to draw from the normal ones.
         seed: Seed of the draw.
         abnormal_k: Abnormal scans to draw.
-        protocol: `unique` keeps the first case of each group, so that no test scan is a twin of a reference; `raw` is
-            the habit of published tables.
+        protocol: `unique` keeps the first case of each group and tests none of the look of a case that is learned
+            from, so that no test scan is a twin of a reference; `raw` is the habit of published tables.
         half: Part of the groups that references and test come from.
         fit_on: Cases of another dataset to draw from (MadCLIP, Table 3); None draws from `cases`.
         unreadable: Cases to leave out; the next of the draw take their places, and the other draws stay as they were.
@@ -95,10 +95,11 @@ def split_cases(
     references = _draw(pool, False, k, generator, unreadable)
     abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
     drawn = {*references, *abnormals}
-    groups = {case.group for case in drawn} if protocol is Protocol.UNIQUE else set()
+    twins_of = drawn if protocol is Protocol.UNIQUE else set()
+    groups, looks = {case.group for case in twins_of}, {case.look for case in twins_of} - {""}
     testable = [case for case in usable if case.part is not Part.TRAIN and case not in drawn and case not in unreadable]
-    test = tuple(case for case in testable if case.group not in groups)
-    split = Split(references, abnormals, test, 0 if fit_on is None else len(testable) - len(test))
+    test = tuple(case for case in testable if case.group not in groups and case.look not in looks)
+    split = Split(references, abnormals, test, len(testable) - len(test))
     if not split.n_normal or not split.n_abnormal:
         n_normal = sum(not case.is_abnormal for case in usable)
         raise DatasetError(

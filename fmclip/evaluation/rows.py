@@ -49,8 +49,8 @@ class Row:
         n_normal: Normal test scans.
         n_abnormal: Abnormal test scans.
         n_unreadable: Scans of the dataset that could not be read and were left out.
-        n_twins: Test scans left out because their pixels are those of a scan learned from or, where another dataset is
-            learned from, the name of their group is.
+        n_twins: Test scans left out because they look like a scan learned from, or because the name of their group is
+            that of one.
         n_unreadable_masks: Abnormal scans of this run left out of the pixel metrics, or learned from without their
             masks, because these cannot be read.
     """

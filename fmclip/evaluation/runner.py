@@ -214,7 +214,7 @@ class _Measurement:
             n_normal=len(scores.is_abnormal) - n_abnormal,
             n_abnormal=n_abnormal,
             n_unreadable=len(self.unreadable.intersection((*self.dataset.cases, *self.source.cases))),
-            n_twins=tested.n_twins + split.n_shared,
+            n_twins=tested.n_twins + split.n_twins,
             n_unreadable_masks=len(self.unreadable_masks),
         )
         wants_examples = self.plan.examples and self.seed == self.plan.seeds[0]

@@ -1,6 +1,7 @@
 """Which scans of a dataset are one picture: the same, or saved again, mirrored, brightened or shifted a little.
 
-Twins must not be split between references and test. What is found here stands in for groups where a dataset has none.
+Twins must not be split between references and test. What is found here stands in for groups where a dataset has none,
+and beside them where they miss copies.
 """
 
 from __future__ import annotations

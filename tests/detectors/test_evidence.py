@@ -29,12 +29,12 @@ def test_the_map_shows_where_and_its_highest_place_is_the_score():
     torch.testing.assert_close(maps, alone)  # each scan by itself
 
 
-def test_a_mixture_is_scored_after_mixing():
+def test_another_map_changes_where_and_never_the_score():
     first, second = torch.zeros(1, 14, 14), torch.zeros(1, 14, 14)
-    first[0, 2, 2:8], second[0, 9, 2:8] = 2.0, 1.0
-    mixed = Evidence(first, first).mix(Evidence(second, second), 0.5)
-    torch.testing.assert_close(peaks(mixed.scored), torch.tensor([1.0]))
-    assert int(mixed.maps().flatten().argmax()) // 14 == 2
+    first[0, 2, 2:8], second[0, 9, 2:8] = 1.0, 3.0
+    mixed = Evidence(first, first).placed_with(second, 0.5)
+    assert int(mixed.maps().flatten().argmax()) // 14 == 9
+    torch.testing.assert_close(image_scores(mixed.maps()), image_scores(Evidence(first, first).maps()))
 
 
 def test_a_scan_without_evidence_has_an_empty_map():

@@ -1,5 +1,6 @@
 """Datasets from a manifest and from folders."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmclip.errors import ScanError
+from fmclip.evaluation import layouts
 from fmclip.evaluation.datasets import DatasetError, load_datasets, read_masks
 from fmclip.evaluation.protocol import split_cases
 
@@ -64,6 +66,45 @@ def test_copies_in_a_manifest_without_groups_share_one(make_folders, write_manif
     assert first == copy != other
 
 
+def test_copies_that_the_groups_of_a_manifest_miss_are_found_and_said(make_folders, write_manifest, tmp_path):
+    make_folders(tmp_path, normal=3, abnormal=2)
+    shutil.copy(tmp_path / "blobs/normal/0.png", tmp_path / "blobs/abnormal/copy.png")
+    shutil.copy(tmp_path / "blobs/normal/1.png", tmp_path / "blobs/normal/again.png")
+    names = ["normal/0", "normal/1", "normal/2", "abnormal/0", "abnormal/copy", "normal/again", "abnormal/none"]
+    groups = ["a", "b", "c", "d", "e", "b", "f"]
+    rows = [
+        {"dataset": "set", "path": f"blobs/{name}.png", "label": name.partition("/")[0], "group": group}
+        for name, group in zip(names, groups, strict=True)
+    ]
+    (dataset,) = load_datasets(write_manifest(tmp_path, rows))
+    assert [case.group for case in dataset.cases] == groups
+    looks = [case.look for case in dataset.cases]
+    assert looks[0] == looks[4]
+    assert looks[1] == looks[5]
+    assert len(set(looks)) == 5
+    assert looks[6] == ""  # no file of that name
+    assert dataset.notes == (
+        "1 scans look like copies of others (re-saved, mirrored, brighter or shifted) and share a group",
+        "1 scans look like copies of others (re-saved, mirrored, brighter or shifted) in other groups and are not "
+        "tested where one of these is learned from",
+    )
+    splits = [split_cases(dataset.cases, 2, seed) for seed in range(9)]
+    tested = {dataset.cases[0] in split.references: split.test for split in splits}
+    assert [case.group for case in tested[True] if case.is_abnormal] == ["d", "f"]
+    assert [case.group for case in tested[False] if case.is_abnormal] == ["d", "e", "f"]
+
+
+def test_very_many_scans_with_groups_are_not_compared(make_folders, write_manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "MOST_COMPARED", 2)
+    make_folders(tmp_path, normal=3)
+    rows = [
+        {"dataset": "set", "path": f"blobs/normal/{n}.png", "label": "normal", "group": "" if n == 2 else str(n)}
+        for n in range(3)
+    ]
+    (dataset,) = load_datasets(write_manifest(tmp_path, rows))
+    assert [bool(case.look) for case in dataset.cases] == [False, False, True]
+
+
 def test_groups_of_one_name_in_two_datasets_are_not_learned_from_and_tested(write_manifest, tmp_path):
     """They may be one patient; what is left out is counted, since they may be mere numbers too."""
     rows = [
@@ -74,8 +115,8 @@ def test_groups_of_one_name_in_two_datasets_are_not_learned_from_and_tested(writ
     first, second = load_datasets(write_manifest(tmp_path, rows))
     split = split_cases(second.cases, 4, 0, fit_on=first.cases)
     assert {case.group for case in split.references}.isdisjoint(case.group for case in split.test)
-    assert (len(split.test), split.n_shared) == (8, 4)
-    assert split_cases(second.cases, 4, 0).n_shared == 0  # of the same data set they are no test scans anyway
+    assert (len(split.test), split.n_twins) == (8, 4)
+    assert split_cases(second.cases, 4, 0).n_twins == 0  # of the same data set they are no test scans anyway
 
 
 def test_a_fingerprint_counts_missing_files_as_missing(make_folders, tmp_path):

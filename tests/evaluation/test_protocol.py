@@ -1,5 +1,6 @@
 """No twin of a reference is ever tested, and the draw can be repeated."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_unique_tests_one_scan_per_group_and_no_twin_of_a_reference(seed):
     assert len(groups) == len(set(groups)) == 30
     assert (split.n_normal, split.n_abnormal) == (12, 10)
     assert not any("twin" in case.path.name for case in (*split.references, *split.test))
+
+
+def test_copies_that_the_groups_miss_are_not_tested_where_one_is_learned_from():
+    first = split_cases(_cases(), 8, 0).references[0]
+    cases = [replace(case, look="one") if case in (first, _cases()[25]) else case for case in _cases()]
+    cases = [replace(case, look="two") if case.group in ("set-26", "set-27") else case for case in cases]
+    split = split_cases(cases, 8, 0)
+    assert cases[25] not in split.test
+    assert (split.n_twins, split.n_normal, split.n_abnormal) == (1, 12, 9)  # those of the other look are all tested
+    assert cases[25] in split_cases(cases, 8, 0, protocol=Protocol.RAW).test
 
 
 def test_raw_tests_twins_too():
