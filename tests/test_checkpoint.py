@@ -193,10 +193,10 @@ def test_a_truncated_adapter_is_refused(adapter, keep):
     ("changes", "message"),
     [
         ({"format_version": "99"}, "format version 99"),
-        ({"format_version": "2"}, "format version 2; this program reads version 7. Adapt again"),  # other levels
-        ({"format_version": "3"}, "format version 3; this program reads version 7. Adapt again"),  # other scores
-        ({"format_version": "5"}, "format version 5; this program reads version 7. Adapt again"),  # other scores
-        ({"format_version": "6"}, "format version 6; this program reads version 7. Adapt again"),  # more views
+        ({"format_version": "2"}, "format version 2; this program reads version 8. Adapt again"),  # other levels
+        ({"format_version": "3"}, "format version 3; this program reads version 8. Adapt again"),  # other scores
+        ({"format_version": "5"}, "format version 5; this program reads version 8. Adapt again"),  # other scores
+        ({"format_version": "6"}, "format version 6; this program reads version 8. Adapt again"),  # more views
         ({"method": "oracle"}, "method that this program does not have"),
         ({"config": "{"}, "damaged"),
         ({"config": "[1]"}, "damaged"),

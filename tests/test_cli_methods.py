@@ -17,6 +17,7 @@ from fmclip.detectors.conrad import ConRADConfig
 from fmclip.detectors.madclip import MadCLIP, MadCLIPConfig
 from fmclip.detectors.published import PublishedConfig
 from fmclip.detectors.two_layer import TwoLayer, TwoLayerConfig
+from fmclip.report.record import ABNORMALS
 
 SHORT = {"epochs": 1, "folds": 0, "copies": 0, "batch_size": 4, "pool_size": 8}
 
@@ -102,6 +103,15 @@ def test_madclip_is_adapted_with_abnormal_scans_and_the_masks_of_some(scans, tau
     out = scans / "maps"
     assert _run("predict", scans / "out.safetensors", scans / "abnormal", "--out", out).exit_code == 0
     assert (out / "a_map.png").exists()
+
+
+def test_a_run_says_of_an_adapter_file_whether_abnormal_scans_taught_it(scans):
+    said = []
+    for options in (["--abnormal", scans / "abnormal"], []):
+        assert _adapt(scans, "two_layer", *options).exit_code == 0
+        assert _run("predict", scans / "out.safetensors", scans / "normal", "--out", scans / "maps").exit_code == 0
+        said.append(json.loads((scans / "maps" / "run.json").read_text())["not_repeatable"])
+    assert said == [ABNORMALS, ""]
 
 
 def test_abnormal_scans_are_given_one_by_one_and_without_masks(scans, taught):

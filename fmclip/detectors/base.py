@@ -97,6 +97,7 @@ class Detector(ABC):
         compares_patches: Whether the method looks at the tower's levels for comparing patches (`Tower.for_patches`).
         spread_prior: What is known about the spread of its reference scores before any is seen; None for nothing.
         reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
+        n_abnormals_: Abnormal scans that `fit` learned from; part of the state of a method that can.
     """
 
     name: ClassVar[str]
@@ -108,6 +109,8 @@ class Detector(ABC):
     needs_transformer: ClassVar[bool] = False
     compares_patches: ClassVar[bool] = False
     spread_prior: ClassVar[SpreadPrior | None] = None
+
+    n_abnormals_: int = 0
 
     def __init__(self, tower: Tower, config: DetectorConfig | None = None) -> None:
         reason = self.refusal(tower)

@@ -33,6 +33,7 @@ READING = "features"
 TRAINING = "training"
 SCORING = "scores of the references"
 MAP_OFFSET = "map_offset"
+N_ABNORMALS = "n_abnormals"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class TrainedDetector(Detector):
         generator = torch.Generator().manual_seed(self.config.seed)
         try:
             pixels, content, _ = to_pixels(normals, self.tower)
-            if abnormals and self.uses_abnormals != "never":
+            self.n_abnormals_ = len(abnormals or ()) if self.uses_abnormals != "never" else 0
+            if abnormals and self.n_abnormals_:
                 copies = self.config.copies
                 samples = from_scans(normals, list(abnormals), abnormal_masks, self.tower, copies, generator)
             else:
@@ -219,20 +221,22 @@ class TrainedDetector(Detector):
         """The network's weights."""
         self._require_fit()
         weights = {f"network.{name}": value.detach().cpu() for name, value in self.network_.state_dict().items()}
-        return {MAP_OFFSET: torch.tensor(self.map_offset_), **weights}
+        own = {MAP_OFFSET: torch.tensor(self.map_offset_), N_ABNORMALS: torch.tensor(self.n_abnormals_)}
+        return own | weights
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back the network."""
         network = self._new_network(torch.Generator().manual_seed(self.config.seed), None)
         try:
-            weights = {name: value for name, value in state.items() if name != MAP_OFFSET}
+            weights = {name: value for name, value in state.items() if name not in (MAP_OFFSET, N_ABNORMALS)}
             network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
-            offset = float(state[MAP_OFFSET])
+            offset, n_abnormals = float(state[MAP_OFFSET]), int(state[N_ABNORMALS])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 "The adapter file lacks parts or holds parts of the wrong size; adapt again."
             ) from error
-        self.network_, self.map_offset_ = network.to(self.tower.device).eval().requires_grad_(False), offset
+        self.network_ = network.to(self.tower.device).eval().requires_grad_(False)
+        self.map_offset_, self.n_abnormals_ = offset, n_abnormals
 
     @torch.no_grad()
     def _read_all(self, pixels: Tensor, on_event: OnEvent) -> list[Tensor]:

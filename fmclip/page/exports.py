@@ -99,12 +99,9 @@ def _not_repeatable(visitor: Visitor, detector: Detector) -> str:
 
     if visitor.session.is_adapting:
         return record.UNDER_WAY
-    if visitor.abnormals and detector.uses_abnormals != "never":
-        return record.ABNORMALS
     if visitor.session.unfinished is not None and not visitor.session.unfinished.is_over:
         return record.STOPPED
-    may_be_longer = hasattr(detector.config, "longer") and record.preset_of(detector.config) == record.OWN_SETTINGS
-    return record.LONGER if may_be_longer else ""
+    return record.LONGER if record.is_longer(detector.config) else ""
 
 
 def _words(name: str, record: RunRecord) -> str:

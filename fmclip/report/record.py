@@ -181,12 +181,23 @@ class RunRecord:
 
 def preset_of(config: DetectorConfig) -> str:
     """Name the preset that a config is, see `RunRecord.preset`."""
-    config_class: Any = type(config)
-    names = (*PRESETS, *further_presets(config_class))
-    presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
+    presets = _presets_for(config)
     if presets[PRESETS[0]] == presets[PRESETS[-1]]:
         return NOT_TRAINED
     return next((name for name, preset in presets.items() if preset == config), OWN_SETTINGS)
+
+
+def is_longer(config: DetectorConfig) -> bool:
+    """Whether a config is that of a preset with a last stage several times as long, as `longer` makes it."""
+    lengthens = getattr(config, "lengthens", None)
+    return lengthens is not None and any(lengthens(preset) for preset in _presets_for(config).values())
+
+
+def _presets_for(config: DetectorConfig) -> dict[str, DetectorConfig]:
+    """The presets of a config's method, by name, for its scan type and seed."""
+    config_class: Any = type(config)
+    names = (*PRESETS, *further_presets(config_class))
+    return {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
 
 
 def _beyond_the_config(detector: Detector) -> str:
@@ -194,7 +205,7 @@ def _beyond_the_config(detector: Detector) -> str:
     memory = getattr(detector, "memory_", None)
     if memory is not None and memory.regions:
         return MARKED
-    if detector.uses_abnormals == "required":
+    if detector.n_abnormals_ > 0 or detector.uses_abnormals == "required":
         return ABNORMALS
     is_untrained = getattr(detector, "network_", detector) is None
     if is_untrained and any(
