@@ -76,7 +76,7 @@ class FusionMedCLIP(Detector):
     title = "FusionMedCLIP (default)"
     compares_patches = True
     spread_prior = MEMORY_SPREAD
-    summary = "A memory of your scans' patches, refined by prompts and adapters that learn from synthetic anomalies."
+    summary = "A memory of your scans' patches; prompts and adapters that learn from synthetic anomalies help to map."
 
     memory_: ReferenceMemory
     network_: FusionNetwork | None = None

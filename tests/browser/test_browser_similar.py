@@ -101,7 +101,7 @@ def test_words_of_the_tower_are_shown_on_the_scan_beside_the_maps(reader: Page):
     """Grad-CAM needs a tower that reads; this one was trained on pairs."""
     reader.locator("#method input").click()
     reader.get_by_role("option", name="Patch memory", exact=True).click()
-    expect(reader.locator("#method")).not_to_contain_text("refined by prompts")
+    expect(reader.locator("#method")).not_to_contain_text("prompts and adapters")
     reader.click("#adapt")
     expect(reader.locator("#status")).to_contain_text("Adapted to 16 reference scans", timeout=LONG)
     reader.click("#ask-highest")

@@ -25,7 +25,7 @@ def prepared(page: Page, case: str) -> Page:
     expect(page.locator("#references img")).to_have_count(16)
     page.locator("#method input").click()
     page.get_by_role("option", name="Patch memory", exact=True).click()
-    expect(page.locator("#method")).not_to_contain_text("refined by prompts")
+    expect(page.locator("#method")).not_to_contain_text("prompts and adapters")
     page.evaluate(KEEP_STATUS)
     return page
 

@@ -66,6 +66,17 @@ def test_maps_lie_on_the_source_pixels_of_wide_and_tall_scans(fitted):
     assert set(wide.parts) == {"patch memory", "learned"}
 
 
+def test_stage_2_changes_where_a_scan_deviates_and_never_whether(tower):
+    queries = [lesion_scan(24), normal_scan(25)]
+    trained = FusionMedCLIP(tower, quick_config(stage3_epochs=0, learned_share=0.5)).fit(REFERENCES)
+    memory = PatchMemory(tower).fit(REFERENCES)
+    assert trained.reference_scores_ == pytest.approx(memory.reference_scores_, rel=1e-5)
+    for one, other in zip(trained.predict(queries), memory.predict(queries), strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-5)
+        assert abs(one.map - other.map).max() > 0.01
+        assert one.map.max() == pytest.approx(one.score, rel=1e-5)
+
+
 def test_a_scan_is_scored_alone(fitted):
     query, other = lesion_scan(24), normal_scan(25)
     together = fitted.predict([other, query, other])[1]

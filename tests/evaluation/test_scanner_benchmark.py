@@ -1,5 +1,6 @@
 """Learned from scans as they are, asked about changed ones: the changes, and that no twin of a reference is asked."""
 
+import shutil
 import sys
 
 import cv2
@@ -38,11 +39,14 @@ def test_the_changed_copy_is_asked_about_and_twins_of_references_are_not(
     make_folders, write_manifest, tmp_path, monkeypatch
 ):
     root = make_folders(tmp_path / "data", normal=24, abnormal=12)
+    for number in range(24):  # copies that no group tells of
+        shutil.copy(root / f"blobs/normal/{number}.png", root / f"blobs/normal/copy{number}.png")
     rows = []
     for label in ("normal", "abnormal"):
         for file in sorted((root / "blobs" / label).glob("*.png")):
             mask = f"blobs/masks/{file.name}" if label == "abnormal" else ""
-            rows.append({"dataset": "blobs", "path": f"blobs/{label}/{file.name}", "label": label, "mask": mask})
+            path = f"blobs/{label}/{file.name}"
+            rows.append({"dataset": "blobs", "path": path, "label": label, "mask": mask, "group": path})
         write_manifest(root, rows)
     kept: list[Results] = []
     monkeypatch.setattr(scanner, "Results", lambda **given: kept.append(Results(**given)) or kept[-1])
@@ -53,7 +57,9 @@ def test_the_changed_copy_is_asked_about_and_twins_of_references_are_not(
     plain, changed = kept[0].runs
     assert (plain.row.dataset, changed.row.dataset) == ("blobs", "blobs darker")
     assert changed.row.fit_on == "blobs"
-    assert changed.scores.group == plain.scores.group  # the same scans are asked about, and no group of a reference
+    assert changed.scores.group == plain.scores.group  # the same scans are asked about
+    assert plain.row.n_twins > 0  # copies of references
+    assert changed.row.n_twins == plain.row.n_twins + 4  # and the references' own changed pictures
     assert changed.row.threshold == plain.row.threshold
     assert changed.scores.score != plain.scores.score
     assert "| blobs darker |" in (out / "scanner.md").read_text()
