@@ -113,7 +113,7 @@ def _notes_on_copies(cases: Iterable[Case]) -> Iterator[str]:
     if within := sum(len(groups) - 1 for groups in groups_of.values()) - across:
         yield f"{within} scans {alike} and share a group"
     if across:
-        yield f"{across} scans {alike} in other groups and are not tested where one of these is learned from"
+        yield f"{across} scans {alike} in other groups"
 
 
 def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fmclip.evaluation.datasets import Case, DatasetError, Part
 
 
 class Protocol(str, Enum):
-    """How twins are treated: `unique` tests one scan per group and no twin of a reference; `raw` ignores groups."""
+    """How twins are treated: `unique` takes one scan of each twin group, so that no twin of a reference is tested.
+
+    `raw` takes all; see `twin_groups`.
+    """
 
     UNIQUE = "unique"
     RAW = "raw"
 
 
 class Half(str, Enum):
-    """Part of the groups in use: settings are chosen on `tuning` and reported on `report`."""
+    """Part of the groups in use: settings are chosen on `tuning` and reported on `report`.
+
+    Under `unique`, no scan of `report` is a twin of one of `tuning`.
+    """
 
     TUNING = "tuning"
     REPORT = "report"
@@ -35,8 +43,8 @@ class Split:
         references: k normal cases to learn from.
         abnormals: Abnormal cases to learn from, for methods that can.
         test: Cases to test on; none of the above, and under `unique` no twin of them.
-        n_twins: Cases not tested as twins of one that is learned from: of its look, or of a group of the same name (in
-            another dataset that is the same patient, or a mere number).
+        n_twins: Cases not tested as twins of one that is learned from, where these lie in another dataset (a group of
+            the same name is the same patient, or a mere number) or in another part of the same.
     """
 
     references: tuple[Case, ...]
@@ -77,8 +85,7 @@ def split_cases(
         k: Reference scans to draw from the normal ones.
         seed: Seed of the draw.
         abnormal_k: Abnormal scans to draw.
-        protocol: `unique` keeps the first case of each group and tests none of the look of a case that is learned
-            from, so that no test scan is a twin of a reference; `raw` is the habit of published tables.
+        protocol: `unique` keeps the first case of each twin group; `raw` is the habit of published tables.
         half: Part of the groups that references and test come from.
         fit_on: Cases of another dataset to draw from (MadCLIP, Table 3); None draws from `cases`.
         unreadable: Cases to leave out; the next of the draw take their places, and the other draws stay as they were.
@@ -89,16 +96,17 @@ def split_cases(
     Raises:
         DatasetError: Too few scans to draw from, or nothing to tell apart is left to test on.
     """
-    usable = _usable(cases, protocol, half)
-    pool = usable if fit_on is None else _usable(fit_on, protocol, half)
+    every = list(dict.fromkeys([*cases, *(fit_on or ())]))
+    twins = dict(zip(every, twin_groups(every), strict=True))
+    usable = _usable(cases, twins, protocol, half)
+    pool = usable if fit_on is None else _usable(fit_on, twins, protocol, half)
     generator = np.random.default_rng(seed)
     references = _draw(pool, False, k, generator, unreadable)
     abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
     drawn = {*references, *abnormals}
-    twins_of = drawn if protocol is Protocol.UNIQUE else set()
-    groups, looks = {case.group for case in twins_of}, {case.look for case in twins_of} - {""}
+    learned = {twins[case] for case in drawn} if protocol is Protocol.UNIQUE else set()
     testable = [case for case in usable if case.part is not Part.TRAIN and case not in drawn and case not in unreadable]
-    test = tuple(case for case in testable if case.group not in groups and case.look not in looks)
+    test = tuple(case for case in testable if twins[case] not in learned)
     split = Split(references, abnormals, test, len(testable) - len(test))
     if not split.n_normal or not split.n_abnormal:
         n_normal = sum(not case.is_abnormal for case in usable)
@@ -108,14 +116,30 @@ def split_cases(
     return split
 
 
-def _usable(cases: Sequence[Case], protocol: Protocol, half: Half) -> list[Case]:
-    """Take one half, and of each group the first case (in each part, so that a test scan is not lost to its twin)."""
+def twin_groups(cases: Sequence[Case]) -> list[int]:
+    """Number the twin groups of cases: those of one group, of one look, and twins of twins, share a number."""
+    names = {name: len(cases) + place for place, name in enumerate({key for case in cases for key in _names(case)})}
+    ends = np.array([(place, names[key]) for place, case in enumerate(cases) for key in _names(case)]).reshape(-1, 2)
+    size = len(cases) + len(names)
+    graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    _, number_of = connected_components(graph, directed=False)
+    return [int(number) for number in number_of[: len(cases)]]
+
+
+def _names(case: Case) -> list[tuple[str, str]]:
+    return [("group", case.group), *([("look", case.look)] if case.look else [])]
+
+
+def _usable(cases: Sequence[Case], twins: Mapping[Case, int], protocol: Protocol, half: Half) -> list[Case]:
+    """Take one half, and of each twin group the first case (in each part, so that no test scan is lost to its twin)."""
     usable = [case for case in cases if half is Half.ALL or _half_of(case.group) is half]
     if protocol is Protocol.RAW:
         return usable
-    first_of: dict[tuple[str, Part | None], Case] = {}
+    tuned = {twins[case] for case in cases if _half_of(case.group) is Half.TUNING} if half is Half.REPORT else set()
+    first_of: dict[tuple[int, Part | None], Case] = {}
     for case in usable:
-        first_of.setdefault((case.group, case.part), case)
+        if twins[case] not in tuned:
+            first_of.setdefault((twins[case], case.part), case)
     return list(first_of.values())
 
 

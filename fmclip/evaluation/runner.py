@@ -21,7 +21,7 @@ from fmclip.evaluation.environment import code_digest, environment
 from fmclip.evaluation.intervals import TestScores, bootstrap_weights, image_intervals, intervals
 from fmclip.evaluation.metrics import image_metrics
 from fmclip.evaluation.pixels import PixelScores
-from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases
+from fmclip.evaluation.protocol import Half, Protocol, Split, split_cases, twin_groups
 from fmclip.evaluation.rows import Example, Journal, Row, Run, Skipped, run_key
 from fmclip.scans import Scan, read_scan
 from fmclip.settings import config_of, in_words
@@ -296,12 +296,10 @@ class _Measurement:
 
     def _scores(self, tested: _Tested, threshold: float) -> TestScores:
         places = {case: place for place, case in enumerate(self.dataset.cases)}
-        groups = {
-            group: number for number, group in enumerate(dict.fromkeys(case.group for case in self.dataset.cases))
-        }
+        twins = dict(zip(self.dataset.cases, twin_groups(self.dataset.cases), strict=True))
         return TestScores(
             case=tuple(places[case] for case in tested.cases),
-            group=tuple(groups[case.group] for case in tested.cases),
+            group=tuple(twins[case] for case in tested.cases),
             is_abnormal=tuple(case.is_abnormal for case in tested.cases),
             score=tuple(tested.scores),
             threshold=threshold,

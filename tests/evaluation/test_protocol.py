@@ -26,14 +26,39 @@ def test_unique_tests_one_scan_per_group_and_no_twin_of_a_reference(seed):
     assert not any("twin" in case.path.name for case in (*split.references, *split.test))
 
 
-def test_copies_that_the_groups_miss_are_not_tested_where_one_is_learned_from():
-    first = split_cases(_cases(), 8, 0).references[0]
-    cases = [replace(case, look="one") if case in (first, _cases()[25]) else case for case in _cases()]
-    cases = [replace(case, look="two") if case.group in ("set-26", "set-27") else case for case in cases]
-    split = split_cases(cases, 8, 0)
-    assert cases[25] not in split.test
-    assert (split.n_twins, split.n_normal, split.n_abnormal) == (1, 12, 9)  # those of the other look are all tested
-    assert cases[25] in split_cases(cases, 8, 0, protocol=Protocol.RAW).test
+def _looking_alike(*names: str) -> list[Case]:
+    """Those of the list with one look."""
+    return [replace(case, look="one") if case.path.name in names else case for case in _cases()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_copies_that_the_groups_miss_are_never_apart(seed):
+    cases = _looking_alike("3.png", "25.png")
+    split = split_cases(cases, 8, seed)
+    used = [case.path.name for case in (*split.references, *split.test)]
+    assert ("3.png" in used, "25.png" in used) == (True, False)  # one of them, the first
+    assert (split.n_normal, split.n_abnormal) == (12, 9)
+    raw = split_cases(cases, 8, seed, protocol=Protocol.RAW)
+    assert cases[25] in raw.test
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_group_of_a_copy_is_not_tested_where_the_copy_is_learned_from_nor_the_other_way_round(seed):
+    cases = _looking_alike("4-twin.png", "25.png")  # 4.png stands for its group, the copy is of its twin
+    split = split_cases(cases, 8, seed)
+    used = [case.path.name for case in (*split.references, *split.test)]
+    assert ("4.png" in used, "25.png" in used) == (True, False)
+    fit_on = [replace(case, path=Path("other") / case.path, group=f"other {case.group}") for case in cases[:20]]
+    across = split_cases(cases, 20, seed, fit_on=[replace(fit_on[0], look="one"), *fit_on[1:]])
+    assert "4.png" not in [case.path.name for case in across.test]
+    assert across.n_twins == 1
+
+
+def test_no_scan_of_the_report_half_is_a_copy_of_one_of_the_tuning_half():
+    cases = _looking_alike("0.png", "4.png", "24.png")  # the first lies in the tuning half, 4 in the other
+    tuning, report = (split_cases(cases, 3, 0, half=half) for half in (Half.TUNING, Half.REPORT))
+    assert "0.png" in [case.path.name for case in (*tuning.references, *tuning.test)]
+    assert "4.png" not in [case.path.name for case in (*report.references, *report.test)]
 
 
 def test_raw_tests_twins_too():
