@@ -19,7 +19,7 @@ def copy_datasets(
 ) -> int:
     """Write changed pictures, masks, labels and groups. OUT is to be deleted: the pictures are not ours to pass on.
 
-    Groups are those of the originals, also where they were found by the pixels, so that twins stay twins.
+    Groups and looks are those of the originals, so that twins stay twins however they are changed.
 
     Args:
         datasets: As `load_datasets` reads them, whatever their layout.
@@ -43,15 +43,16 @@ def copy_datasets(
         for number, case in enumerate(dataset.cases):
             pixels = read_scan(case.path, label=f"picture {number + 1} of {dataset.name}").pixels
             _write(folder / f"{number}.png", change(_colours(pixels)))
-            row = {"dataset": dataset.name + suffix, "path": f"{folder.name}/{number}.png", "group": case.group}
+            row = {"dataset": dataset.name + suffix, "path": f"{folder.name}/{number}.png"}
             row |= {"label": "abnormal" if case.is_abnormal else "normal", "part": case.part.value if case.part else ""}
+            row |= {"group": case.group, "look": case.look}
             if case.masks:
                 row["mask"] = f"{folder.name}/{number}-mask.png"
                 mask = read_masks(case.masks, (pixels.shape[0], pixels.shape[1]))
                 _write(out / row["mask"], mask.astype(np.uint8) * 255)
             rows.append(row)
     with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["dataset", "path", "label", "mask", "group", "part"])
+        writer = csv.DictWriter(file, ["dataset", "path", "label", "mask", "group", "look", "part"])
         writer.writeheader()
         writer.writerows(rows)
     return len(rows)

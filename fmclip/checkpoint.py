@@ -36,7 +36,7 @@ FORMAT_VERSION = 8
 lean on all references, whose patches lie scan by scan, see `fmclip.search`; a level looks ahead, see `towers.ahead`;
 6: levels of a smaller copy of the picture, which nothing reads any more (benchmarks/NOTES.md); 7: MadCLIP's score
 leaves letterbox bars out, maps of the cosine baseline have the spread of its scores; 8: FusionMedCLIP's score is its
-memory's alone."""
+memory's alone, and files say whether abnormal scans were learned from or a training went on."""
 MAX_HEADER_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 MAX_METADATA_CHARS = 16_384

@@ -212,9 +212,13 @@ def evaluate(
         changed = read_settings(settings or (), {name: DETECTORS[name].config_class for name in chosen})
         for name in chosen:
             config_of(name, preset, changed)  # raises now what it would raise in the middle
-        tested = [one for one in _datasets(root, dataset) if dataset or one.name != fit_on]
+        found = _datasets(root, dataset)
+        tested = [one for one in found if dataset or one.name != fit_on]
         if not tested:
             raise FmclipError(f"No dataset but {fit_on} is there to test on: add another one, or leave --fit-on out.")
+        source = next((one for one in found if one.name == fit_on), None)
+        if fit_on and source is None:
+            (source,) = _datasets(root, [fit_on])
         plan = Plan(
             datasets=tested,
             methods=chosen,
@@ -224,7 +228,7 @@ def evaluate(
             protocol=protocol,
             half=half,
             abnormal_k=abnormal_k,
-            fit_on=_datasets(root, [fit_on])[0] if fit_on else None,
+            fit_on=source,
             examples=figures is not None,
             settings=changed,
         )

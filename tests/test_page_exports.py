@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmclip.detectors.fusionmedclip import FusionMedCLIPConfig
-from fmclip.detectors.patch_memory import PatchMemoryConfig
 from fmclip.page import answers, exports, uploads
 from fmclip.page.handlers import Handlers
 from fmclip.page.visitors import Visitors
 from fmclip.regions import NormalRegion
-from fmclip.report import RunRecord, record
+from fmclip.report import RunRecord
 from fmclip.scans import Scan
 from fmclip.session import Session
 
@@ -121,21 +119,6 @@ def test_abnormal_scans_count_for_methods_that_use_them(handlers, visitors):
     visitor.abnormals = []  # it has learned from them all the same
     with zipfile.ZipFile(taken(handlers, "everything")) as archive:
         assert "abnormal" in json.loads(archive.read("run.json"))["not_repeatable"]
-
-
-@pytest.mark.parametrize(
-    ("config", "is_longer"),
-    [
-        (FusionMedCLIPConfig.preset("fast", seed=3), False),
-        (FusionMedCLIPConfig.preset("fast", seed=3).longer(3), True),
-        (FusionMedCLIPConfig.preset("full").longer(2), True),
-        (FusionMedCLIPConfig.preset("full", learned_share=0.2), False),
-        (FusionMedCLIPConfig.preset("full", learned_share=0.2).longer(2), False),  # whose settings are not known
-        (PatchMemoryConfig(), False),
-    ],
-)
-def test_only_a_preset_with_a_longer_last_stage_counts_as_made_longer(config, is_longer):
-    assert record.is_longer(config) is is_longer
 
 
 def test_half_a_file_is_deleted(handlers, monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ from fmclip.page.handlers import Handlers
 from fmclip.page.teaching import Teaching
 from fmclip.page.visitors import Visitors
 from fmclip.regions import NormalRegion
+from fmclip.report import RunRecord
+from fmclip.report.record import RESUMED
 from fmclip.session import Progress, Session
 
 CONFIG = FusionMedCLIPConfig(stage2_epochs=6, stage3_epochs=0, pool_size=16, batch_size=4, block_dropout=0.0)
@@ -53,6 +55,7 @@ def test_a_stopped_training_goes_on_to_what_it_would_have_become(tiny_tower):
     resumed = FusionMedCLIP(tiny_tower, CONFIG).resume(normals, listener.training)
     assert same(resumed, whole)
     assert resumed.reference_scores_ == whole.reference_scores_
+    assert RunRecord.of(resumed, resumed.calibration(), ()).not_repeatable == ""
 
 
 def test_more_steps_are_those_of_a_longer_training(tiny_tower):
@@ -74,6 +77,11 @@ def test_stage_3_goes_on_from_where_it_stood(tiny_tower):
     resumed = FusionMedCLIP(tiny_tower, config).resume(normals, listener.training)
     assert any(name.startswith("lora.") for name in resumed.state())
     whole = FusionMedCLIP(tiny_tower, config).fit(normals)
+    copy = FusionMedCLIP(tiny_tower, config)
+    copy.reference_scores_ = resumed.reference_scores_
+    copy.load_state(resumed.state())
+    said = [RunRecord.of(one, one.calibration(), ()).not_repeatable for one in (whole, resumed, copy)]
+    assert said == ["", RESUMED, RESUMED]
     for one, other in zip(resumed.predict(normals), whole.predict(normals), strict=True):
         np.testing.assert_allclose(one.map, other.map, atol=2e-3)
 

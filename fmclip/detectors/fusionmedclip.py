@@ -7,7 +7,8 @@ What differs from the dissertation, with figures in benchmarks/NOTES.md: the ali
 each patch to its nearest reference patch instead of the plain feature (`features`), and the patch memory alone says
 whether a scan deviates; where it does, the learned map says together with the memory (`learned_share`).
 
-So the reference scores are leave-one-out, and no threshold hangs on a network that has seen the references.
+So the reference scores are leave-one-out, and stage 2 changes none. After stage 3 the memory is that of the adapted
+tower, which has seen all references; what that does to scores and thresholds is measured in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class FusionMedCLIP(Detector):
         network_: Prompts, adapters and temperature; None while only the memory has been learned.
         adapted_: The tower in use: `tower` itself, or one with the LoRA of stage 3 merged.
         prompts_: [2, D], both prompts as the text tower embeds them: once for all scans; None without a network.
+        is_resumed_: Whether stage 3 went on from a state, which one fit repeats nearly but not exactly.
         learned_level_: Mean over the references of the largest log-odds of the learned map.
         acceleration: How training uses the device; None takes what suits it.
     """
@@ -82,6 +84,7 @@ class FusionMedCLIP(Detector):
     network_: FusionNetwork | None = None
     adapted_: Tower
     prompts_: Tensor | None = None
+    is_resumed_: bool = False
     learned_level_: float = 0.0
     acceleration: Acceleration | None = None
     _seen: SeenFeatures | None = None
@@ -174,6 +177,7 @@ class FusionMedCLIP(Detector):
             return
         give_back()
         self._settle(*trained, pixels, content)
+        self.is_resumed_ = start is not None
         on_event(Ready("stage 3", self))
         on_event(SyntheticExamples(self._examples(pool.shown, content)))
 
@@ -208,7 +212,7 @@ class FusionMedCLIP(Detector):
         level = float(image_scores(log_odds).mean()) if log_odds is not None else 0.0
         maps = self._combine(remembered, log_odds, level, content).maps()
         self.adapted_, self.network_, self.memory_, self.learned_level_ = tower, network, memory, level
-        self.prompts_ = prompts
+        self.prompts_, self.is_resumed_ = prompts, False
         self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
         return looked
 
@@ -312,6 +316,7 @@ class FusionMedCLIP(Detector):
         self._require_fit()
         state = self.memory_.state()
         state["learned_level"] = torch.tensor(self.learned_level_)
+        state["is_resumed"] = torch.tensor(self.is_resumed_)
         if self.network_ is not None:
             state |= {f"network.{name}": value.detach().cpu() for name, value in self.network_.state_dict().items()}
             state |= {f"lora.{name}": value for name, value in self.network_.lora_state.items()}
@@ -326,7 +331,7 @@ class FusionMedCLIP(Detector):
         lora_state = _with_prefix(state, "lora.")
         try:
             memory = ReferenceMemory.from_state(state, views, len(self.reference_scores_), self.tower.device)
-            level = float(state["learned_level"])
+            level, is_resumed = float(state["learned_level"]), bool(state["is_resumed"])
             network, tower = None, self.tower
             if network_state:
                 network = FusionNetwork(self.tower, views, self.config, generator)
@@ -349,6 +354,7 @@ class FusionMedCLIP(Detector):
                 "The adapter file lacks parts or holds parts of the wrong size; adapt again."
             ) from error
         self.memory_, self.network_, self.adapted_, self.learned_level_ = memory, network, tower, level
+        self.is_resumed_ = is_resumed
         with torch.no_grad():
             self.prompts_ = None if network is None else network.prompts(self.tower)
 

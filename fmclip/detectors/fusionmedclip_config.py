@@ -58,16 +58,8 @@ class FusionMedCLIPConfig(DetectorConfig):
 
     def longer(self, times: int) -> FusionMedCLIPConfig:
         """The same with its last stage so many times as long."""
-        return replace(self, **{self._last_stage: times * getattr(self, self._last_stage)})
-
-    def lengthens(self, other: FusionMedCLIPConfig) -> bool:
-        """Whether this is what `longer` makes of the other."""
-        times, rest = divmod(getattr(self, other._last_stage), getattr(other, other._last_stage))
-        return rest == 0 and times > 1 and self == other.longer(times)
-
-    @property
-    def _last_stage(self) -> str:
-        return "stage3_epochs" if self.stage3_epochs > 0 else "stage2_epochs"
+        last = "stage3_epochs" if self.stage3_epochs > 0 else "stage2_epochs"
+        return replace(self, **{last: times * getattr(self, last)})
 
     def plan(self, references: int) -> list[tuple[str, int]]:
         """Synthesis, features of the pool, stage 2, and stage 3 where there is one."""

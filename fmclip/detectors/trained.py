@@ -116,8 +116,8 @@ class TrainedDetector(Detector):
         generator = torch.Generator().manual_seed(self.config.seed)
         try:
             pixels, content, _ = to_pixels(normals, self.tower)
-            self.n_abnormals_ = len(abnormals or ()) if self.uses_abnormals != "never" else 0
-            if abnormals and self.n_abnormals_:
+            n_abnormals = len(abnormals or ()) if self.uses_abnormals != "never" else 0
+            if abnormals and n_abnormals:
                 copies = self.config.copies
                 samples = from_scans(normals, list(abnormals), abnormal_masks, self.tower, copies, generator)
             else:
@@ -127,6 +127,7 @@ class TrainedDetector(Detector):
             network = self._train(samples, reads, torch.arange(len(samples.labels)), generator, TRAINING, on_event)
             own = self._read_all(pixels, ignore)
             self._settle(network, own, content)
+            self.n_abnormals_ = n_abnormals
             on_event(Ready(TRAINING, self))
             if self.config.folds > 1:
                 self._score_by_folds(samples, reads, own, content, on_event)

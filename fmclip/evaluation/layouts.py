@@ -23,8 +23,8 @@ from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
 MOST_COMPARED = 20_000
-"""Scans of a dataset with groups that are looked at for copies which the groups miss; more take hours
-(`twins.name_groups`)."""
+"""Scans of a dataset with groups that are looked at for copies which the groups miss: nine minutes beside reading them
+(`twins.name_groups`), and the square of that for more."""
 
 Read = tuple[list[Case], Counter[str]]
 """Cases, and how many scans were left out for which reason ("lateral views")."""
@@ -88,8 +88,9 @@ def _with_twins(
     left_out, cases = Counter(left_out), list(cases)
     kept: list[Case] = []
     looks: dict[int, Look] = {}  # of the cases that can be read, by their place
+    skipped = sum(bool(case.group and not case.look) for case in cases) if len(cases) > MOST_COMPARED else 0
     for case in cases:
-        if not case.group or len(cases) <= MOST_COMPARED:
+        if not case.group or not (case.look or skipped):
             try:
                 looks[len(kept)] = Look.at(read_scan(case.path))
             except ScanError:
@@ -100,6 +101,8 @@ def _with_twins(
     for place, look in zip(looks, name_groups(list(looks.values())), strict=True):
         kept[place] = replace(kept[place], group=kept[place].group or look, look=look)
     notes = [f"{count} {reason} left out" for reason, count in left_out.items() if count]
+    if skipped:
+        notes.append(f"{skipped} scans are too many to look for copies that their groups miss")
     return Dataset(name, tuple(kept), scan_type_of(name, scan_type), (*notes, *_notes_on_copies(kept)))
 
 
@@ -126,7 +129,7 @@ def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:
 
 
 def _read_manifest(root: Path) -> dict[str, list[Case]]:
-    """Columns dataset, path, label ("normal" or "abnormal"); mask, group and part ("train", "test") if known."""
+    """Columns dataset, path, label ("normal" or "abnormal"); mask, group, look and part ("train", "test") if known."""
     cases: dict[str, list[Case]] = {}
     with (root / MANIFEST).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -141,7 +144,8 @@ def _read_manifest(root: Path) -> dict[str, list[Case]]:
                 raise DatasetError(f'Line {line} of the manifest: the part must be "train", "test" or empty.')
             masks = (root / row["mask"],) if row.get("mask") else ()
             part = Part(row["part"]) if row.get("part") else None
-            case = Case(root / row["path"], label == "abnormal", masks, row.get("group") or "", part)
+            group, look = row.get("group") or "", row.get("look") or ""
+            case = Case(root / row["path"], label == "abnormal", masks, group, part, look)
             cases.setdefault(row["dataset"], []).append(case)
     return cases
 

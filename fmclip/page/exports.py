@@ -14,7 +14,6 @@ from fmclip.page.uploads import delete, new_file
 from fmclip.page.visitors import Visitor
 
 if TYPE_CHECKING:
-    from fmclip.detectors import Detector
     from fmclip.page.handlers import Handlers
     from fmclip.report import RunRecord
     from fmclip.session import Finding
@@ -86,22 +85,21 @@ def _taken(visitor: Visitor) -> tuple[list[Finding], RunRecord]:
         queries,
         references=session.references,
         window=session.window,
-        not_repeatable=_not_repeatable(visitor, detector),
+        not_repeatable=_not_repeatable(visitor),
     )
     if session.adapter_key != key:
         raise FmclipError("Adapting changed the answers just now: try again.")
     return findings, record
 
 
-def _not_repeatable(visitor: Visitor, detector: Detector) -> str:
+def _not_repeatable(visitor: Visitor) -> str:
     """What the session knows that keeps a run from being done again; "" for nothing."""
     from fmclip.report import record
 
     if visitor.session.is_adapting:
         return record.UNDER_WAY
-    if visitor.session.unfinished is not None and not visitor.session.unfinished.is_over:
-        return record.STOPPED
-    return record.LONGER if record.is_longer(detector.config) else ""
+    unfinished = visitor.session.unfinished
+    return record.STOPPED if unfinished is not None and not unfinished.is_over else ""
 
 
 def _words(name: str, record: RunRecord) -> str:

@@ -22,7 +22,7 @@ report.pdf             a page for each scan, worst first
 scores.csv             score, threshold, verdict and rank of each scan
 run.json               settings, versions and digests of the pixels; `python -m fmclip replay run.json` does it again
                        with the same scans, or says why that cannot be: regions marked by hand, abnormal scans, a
-                       training that was stopped or made longer
+                       training that was stopped, or whose stage 3 went on
 overlays/              each scan with its map; the white contour is the threshold
 maps/                  the maps as 16-bit grey PNG (0 to 65535 for 0 to 1) and as NIfTI, where the scan lies
 dicom/                 for scans from DICOM: segmentation of the region above the threshold, and the overlay as a

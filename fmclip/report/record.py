@@ -24,7 +24,7 @@ OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
 MARKED = "regions were marked as normal by hand"
 ABNORMALS = "abnormal scans were learned from, which run.json does not hold"
 STOPPED = "the training was stopped before its end"
-LONGER = "the training was made longer after its end"
+RESUMED = "stage 3 of the training went on after a stop or its end, which one training does not repeat exactly"
 UNDER_WAY = "the training was still under way"
 
 _UNUSABLE = "This is no run.json of fmclip, or it is damaged. Export it again."
@@ -181,23 +181,12 @@ class RunRecord:
 
 def preset_of(config: DetectorConfig) -> str:
     """Name the preset that a config is, see `RunRecord.preset`."""
-    presets = _presets_for(config)
+    config_class: Any = type(config)
+    names = (*PRESETS, *further_presets(config_class))
+    presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
     if presets[PRESETS[0]] == presets[PRESETS[-1]]:
         return NOT_TRAINED
     return next((name for name, preset in presets.items() if preset == config), OWN_SETTINGS)
-
-
-def is_longer(config: DetectorConfig) -> bool:
-    """Whether a config is that of a preset with a last stage several times as long, as `longer` makes it."""
-    lengthens = getattr(config, "lengthens", None)
-    return lengthens is not None and any(lengthens(preset) for preset in _presets_for(config).values())
-
-
-def _presets_for(config: DetectorConfig) -> dict[str, DetectorConfig]:
-    """The presets of a config's method, by name, for its scan type and seed."""
-    config_class: Any = type(config)
-    names = (*PRESETS, *further_presets(config_class))
-    return {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
 
 
 def _beyond_the_config(detector: Detector) -> str:
@@ -207,6 +196,8 @@ def _beyond_the_config(detector: Detector) -> str:
         return MARKED
     if detector.n_abnormals_ > 0 or detector.uses_abnormals == "required":
         return ABNORMALS
+    if getattr(detector, "is_resumed_", False):
+        return RESUMED
     is_untrained = getattr(detector, "network_", detector) is None
     if is_untrained and any(
         stage.startswith("stage") for stage, _ in detector.config.plan(len(detector.reference_scores_ or ()))

@@ -100,6 +100,7 @@ def test_very_many_scans_with_groups_are_not_compared(make_folders, write_manife
     ]
     (dataset,) = load_datasets(write_manifest(tmp_path, rows))
     assert [bool(case.look) for case in dataset.cases] == [False, False, True]
+    assert dataset.notes == ("2 scans are too many to look for copies that their groups miss",)
 
 
 def test_groups_of_one_name_in_two_datasets_are_not_learned_from_and_tested(write_manifest, tmp_path):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.copies import copy_datasets
 from benchmarks.marks import copy_without_marks, marks, without_marks
 from fmclip.errors import FmclipError
 from fmclip.evaluation import load_datasets
@@ -76,6 +77,9 @@ def test_twins_stay_twins_where_only_their_pixels_tell(original, tissue):
     copy_without_marks(root, out, None)
     groups = [case.group for case in load_datasets(out)[0].cases]
     assert groups == [case.group for case in load_datasets(root)[0].cases]
+    looks = [[case.look for case in load_datasets(place)[0].cases] for place in (root, out)]
+    assert looks[0] == looks[1]
+    assert all(looks[0])
     assert len(set(groups)) == 1
 
 
@@ -88,3 +92,18 @@ def test_copies_go_nowhere_where_they_could_mix_with_something(original):
     (out / "something").touch()
     with pytest.raises(FmclipError, match="empty folder"):
         copy_without_marks(root, out, None)
+
+
+def test_copies_stay_twins_however_they_are_changed(make_folders, write_manifest, tmp_path):
+    root = make_folders(tmp_path / "data", normal=2, abnormal=1)
+    rows = [
+        {"dataset": "set", "path": f"blobs/{name}.png", "label": name.partition("/")[0], "group": str(group)}
+        for group, name in enumerate(["normal/0", "normal/1", "abnormal/0", "normal/0"])
+    ]
+    noise = np.random.default_rng(0)
+    copy_datasets(
+        load_datasets(write_manifest(root, rows)), tmp_path / "to", lambda image: noise.integers(0, 255, image.shape)
+    )
+    first, second, third, last = (case.look for case in load_datasets(tmp_path / "to")[0].cases)
+    assert first == last
+    assert len({first, second, third}) == 3
