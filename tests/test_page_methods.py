@@ -110,7 +110,7 @@ def test_the_trainings_are_those_of_the_chosen_method(handlers, teaching, visito
     teaching.choose_preset("row5", ME)
     assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "row5", ME))["status"]
     assert visitors.get(ME).session.detector.config.row == 5
-    assert exports._not_repeatable(visitors.get(ME), visitors.get(ME).session.detector) == ""  # settings of its own
+    assert exports._not_repeatable(visitors.get(ME)) == ""
     assert shown(Keeping(handlers)._shown_again(visitors.get(ME)))["preset"]["value"] == "row5"
     radio = shown(teaching.choose_method("cosine", ME))["preset"]
     assert ([name for _, name in radio["choices"]], radio["value"]) == (["fast", "full"], "fast")
