@@ -192,7 +192,7 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="Number of draws: seeds 0, 1, ...")] = 3,
     preset: Annotated[str, typer.Option(help="fast, full, paper, or another that the methods know.")] = "full",
     protocol: Annotated[
-        Protocol, typer.Option(help="unique: one scan per group, no twin of a reference; raw: groups are ignored.")
+        Protocol, typer.Option(help="unique: one scan of each picture or group, no twin of a reference; raw: all.")
     ] = Protocol.UNIQUE,
     fit_on: Annotated[str, typer.Option(metavar="NAME", help="Learn from this dataset, test on the others.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
@@ -232,7 +232,8 @@ def evaluate(
             examples=figures is not None,
             settings=changed,
         )
-        _warn(*(f"{own.name}: {note}." for own in plan.datasets for note in own.notes))
+        loaded = {own.name: own for own in (*tested, *([source] if source else []))}
+        _warn(*(f"{own.name}: {note}." for own in loaded.values() for note in own.notes))
         journal = Journal(resume) if resume else None
         results = Results(json_file=json_file, table=table, figures=figures)
         with _progress() as progress:

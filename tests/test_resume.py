@@ -86,6 +86,25 @@ def test_stage_3_goes_on_from_where_it_stood(tiny_tower):
         np.testing.assert_allclose(one.map, other.map, atol=2e-3)
 
 
+def test_a_stage_3_that_went_on_after_a_shortage_says_so(tiny_tower, monkeypatch):
+    config = FusionMedCLIPConfig(stage2_epochs=2, stage3_epochs=4, pool_size=16, batch_size=4)
+    normals, listener = [normal_scan(seed) for seed in range(4)], Listener(STAGE3, 2)
+    FusionMedCLIP(tiny_tower, config).fit(normals, on_event=listener)
+    trained, calls = fusionmedclip.train_stage3, []
+
+    def short(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            given[7](listener.training)  # was kept before the memory ran out
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return trained(*given)
+
+    monkeypatch.setattr(fusionmedclip, "train_stage3", short)
+    detector = FusionMedCLIP(tiny_tower, config).fit(normals)
+    assert len(calls) == 2
+    assert RunRecord.of(detector, detector.calibration(), ()).not_repeatable == RESUMED
+
+
 def test_a_stage_3_that_cannot_be_resumed_leaves_the_adapter_from_before(monkeypatch):
     preset = {"stage2_epochs": 2, "stage3_epochs": 2, "pool_size": 8, "batch_size": 4}
     monkeypatch.setitem(fusionmedclip.PRESETS, "fast", preset)

@@ -163,7 +163,11 @@ class FusionMedCLIP(Detector):
         start: Training | None,
         acceleration: Acceleration,
     ) -> None:
+        went_on = False
+
         def train(how: Acceleration, begin: Training | None, listen: OnEvent) -> tuple[Tower, FusionNetwork]:
+            nonlocal went_on
+            went_on = begin is not None
             refined = network.with_block_adapters(self.tower, self.config, generator)  # a copy: it is trained in place
             tower = train_stage3(refined, self.tower, pixels, content, pool, self.config, generator, listen, begin, how)
             return tower, refined
@@ -177,7 +181,7 @@ class FusionMedCLIP(Detector):
             return
         give_back()
         self._settle(*trained, pixels, content)
-        self.is_resumed_ = start is not None
+        self.is_resumed_ = went_on
         on_event(Ready("stage 3", self))
         on_event(SyntheticExamples(self._examples(pool.shown, content)))
 

@@ -81,14 +81,14 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash answers, groups, parts, order and the files' sizes and times, to tell two states of a dataset apart.
+        """Hash what is known of the cases and the files' sizes and times, to tell two states of a dataset apart.
 
         It asks the disk about every file; one that is missing counts as missing.
         """
         digest = hashlib.sha256()
         for case in self.cases:
             files = [(path.name, *_size_and_time(path)) for path in (case.path, *case.masks)]
-            digest.update(repr((files, case.is_abnormal, case.group, case.part)).encode())
+            digest.update(repr((files, case.is_abnormal, case.group, case.part, case.look)).encode())
         return digest.hexdigest()[:16]
 
 

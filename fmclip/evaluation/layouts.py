@@ -23,7 +23,7 @@ from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
 MOST_COMPARED = 20_000
-"""Scans of a dataset with groups that are looked at for copies which the groups miss: nine minutes beside reading them
+"""Scans with a group that are looked at for copies which the groups miss: nine minutes beside reading them
 (`twins.name_groups`), and the square of that for more."""
 
 Read = tuple[list[Case], Counter[str]]
@@ -88,7 +88,8 @@ def _with_twins(
     left_out, cases = Counter(left_out), list(cases)
     kept: list[Case] = []
     looks: dict[int, Look] = {}  # of the cases that can be read, by their place
-    skipped = sum(bool(case.group and not case.look) for case in cases) if len(cases) > MOST_COMPARED else 0
+    grouped = sum(bool(case.group and not case.look) for case in cases)
+    skipped = grouped if grouped > MOST_COMPARED else 0
     for case in cases:
         if not case.group or not (case.look or skipped):
             try:
@@ -144,7 +145,8 @@ def _read_manifest(root: Path) -> dict[str, list[Case]]:
                 raise DatasetError(f'Line {line} of the manifest: the part must be "train", "test" or empty.')
             masks = (root / row["mask"],) if row.get("mask") else ()
             part = Part(row["part"]) if row.get("part") else None
-            group, look = row.get("group") or "", row.get("look") or ""
+            look = row.get("look") or ""
+            group = row.get("group") or look
             case = Case(root / row["path"], label == "abnormal", masks, group, part, look)
             cases.setdefault(row["dataset"], []).append(case)
     return cases

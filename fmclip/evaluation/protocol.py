@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -98,13 +98,17 @@ def split_cases(
     """
     every = list(dict.fromkeys([*cases, *(fit_on or ())]))
     twins = dict(zip(every, twin_groups(every), strict=True))
-    usable = _usable(cases, twins, protocol, half)
-    pool = usable if fit_on is None else _usable(fit_on, twins, protocol, half)
+    is_unique = protocol is Protocol.UNIQUE
+    tuned = {twins[case] for case in every if is_unique and half is Half.REPORT and _half_of(case.group) is Half.TUNING}
+    usable, pool = (
+        _usable([case for case in source if twins[case] not in tuned], protocol, half)
+        for source in (cases, cases if fit_on is None else fit_on)
+    )
     generator = np.random.default_rng(seed)
     references = _draw(pool, False, k, generator, unreadable)
     abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
     drawn = {*references, *abnormals}
-    learned = {twins[case] for case in drawn} if protocol is Protocol.UNIQUE else set()
+    learned = {twins[case] for case in drawn} if is_unique else set()
     testable = [case for case in usable if case.part is not Part.TRAIN and case not in drawn and case not in unreadable]
     test = tuple(case for case in testable if twins[case] not in learned)
     split = Split(references, abnormals, test, len(testable) - len(test))
@@ -118,7 +122,8 @@ def split_cases(
 
 def twin_groups(cases: Sequence[Case]) -> list[int]:
     """Number the twin groups of cases: those of one group, of one look, and twins of twins, share a number."""
-    names = {name: len(cases) + place for place, name in enumerate({key for case in cases for key in _names(case)})}
+    keys = dict.fromkeys(key for case in cases for key in _names(case))
+    names = {key: len(cases) + place for place, key in enumerate(keys)}
     ends = np.array([(place, names[key]) for place, case in enumerate(cases) for key in _names(case)]).reshape(-1, 2)
     size = len(cases) + len(names)
     graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
@@ -130,16 +135,15 @@ def _names(case: Case) -> list[tuple[str, str]]:
     return [("group", case.group), *([("look", case.look)] if case.look else [])]
 
 
-def _usable(cases: Sequence[Case], twins: Mapping[Case, int], protocol: Protocol, half: Half) -> list[Case]:
+def _usable(cases: Sequence[Case], protocol: Protocol, half: Half) -> list[Case]:
     """Take one half, and of each twin group the first case (in each part, so that no test scan is lost to its twin)."""
     usable = [case for case in cases if half is Half.ALL or _half_of(case.group) is half]
     if protocol is Protocol.RAW:
         return usable
-    tuned = {twins[case] for case in cases if _half_of(case.group) is Half.TUNING} if half is Half.REPORT else set()
+    twins = dict(zip(cases, twin_groups(cases), strict=True))
     first_of: dict[tuple[int, Part | None], Case] = {}
     for case in usable:
-        if twins[case] not in tuned:
-            first_of.setdefault((twins[case], case.part), case)
+        first_of.setdefault((twins[case], case.part), case)
     return list(first_of.values())
 
 

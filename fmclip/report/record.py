@@ -24,7 +24,10 @@ OWN_SETTINGS, NOT_TRAINED = "own settings", "none: this method learns without"
 MARKED = "regions were marked as normal by hand"
 ABNORMALS = "abnormal scans were learned from, which run.json does not hold"
 STOPPED = "the training was stopped before its end"
-RESUMED = "stage 3 of the training went on after a stop or its end, which one training does not repeat exactly"
+RESUMED = (
+    "stage 3 of the training went on after a stop, its end or a shortage of memory, which one training does not repeat "
+    "exactly"
+)
 UNDER_WAY = "the training was still under way"
 
 _UNUSABLE = "This is no run.json of fmclip, or it is damaged. Export it again."

@@ -52,7 +52,9 @@ def write_manifest() -> Callable[..., Path]:
 
     def write(root: Path, rows: list[dict]) -> Path:
         with (root / "manifest.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["dataset", "path", "label", "subtype", "mask", "group", "is_duplicate"])
+            writer = csv.DictWriter(
+                file, ["dataset", "path", "label", "subtype", "mask", "group", "look", "is_duplicate"]
+            )
             writer.writeheader()
             writer.writerows(rows)
         return root

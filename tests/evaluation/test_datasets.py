@@ -91,8 +91,21 @@ def test_copies_that_the_groups_of_a_manifest_miss_are_found_and_said(make_folde
     assert sorted(case.group for case in (*split.references, *split.test)) == ["a", "b", "c", "d", "f"]
 
 
+def test_looks_of_a_manifest_are_taken_as_they_are(make_folders, write_manifest, tmp_path):
+    make_folders(tmp_path, normal=3)
+    rows = [
+        {"dataset": "set", "path": f"blobs/normal/{n}.png", "label": "normal", "group": group, "look": look}
+        for n, (group, look) in enumerate([("a", "one"), ("", "one"), ("b", "two")])
+    ]
+    (dataset,) = load_datasets(write_manifest(tmp_path, rows))
+    assert [(case.group, case.look) for case in dataset.cases] == [("a", "one"), ("one", "one"), ("b", "two")]
+    rows[2]["look"] = "one"
+    (other,) = load_datasets(write_manifest(tmp_path, rows))
+    assert other.fingerprint() != dataset.fingerprint()
+
+
 def test_very_many_scans_with_groups_are_not_compared(make_folders, write_manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "MOST_COMPARED", 2)
+    monkeypatch.setattr(layouts, "MOST_COMPARED", 1)
     make_folders(tmp_path, normal=3)
     rows = [
         {"dataset": "set", "path": f"blobs/normal/{n}.png", "label": "normal", "group": "" if n == 2 else str(n)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmclip.evaluation.datasets import Case, DatasetError, Part
-from fmclip.evaluation.protocol import Half, Protocol, split_cases
+from fmclip.evaluation.protocol import Half, Protocol, _half_of, split_cases
 
 
 def _cases() -> list[Case]:
@@ -52,6 +52,22 @@ def test_the_group_of_a_copy_is_not_tested_where_the_copy_is_learned_from_nor_th
     across = split_cases(cases, 20, seed, fit_on=[replace(fit_on[0], look="one"), *fit_on[1:]])
     assert "4.png" not in [case.path.name for case in across.test]
     assert across.n_twins == 1
+
+
+def test_the_other_set_does_not_join_what_is_tested():
+    fit_on = [replace(case, path=Path("other") / case.path) for case in _cases()[:20]]  # groups of the same names
+    fit_on += [Case(Path(f"other-{n}.png"), True, (), f"set-{n}", None, "one") for n in (25, 26, 27)]
+    test = split_cases(_cases(), 8, 0, fit_on=fit_on).test
+    assert sum(case.is_abnormal for case in test) == 10
+
+
+def test_a_copy_of_the_other_sets_tuning_half_is_not_reported_on():
+    cases = _looking_alike("24.png")  # report half, like set-4
+    fit_on = [replace(case, path=Path("other") / case.path, group=f"other {case.group}") for case in _cases()[:20]]
+    tuned = [replace(case, look="one") if _half_of(case.group) is Half.TUNING else case for case in fit_on]
+    assert _half_of(cases[24].group) is Half.REPORT
+    assert cases[24] in split_cases(cases, 3, 0, half=Half.REPORT, fit_on=fit_on).test
+    assert cases[24] not in split_cases(cases, 3, 0, half=Half.REPORT, fit_on=tuned).test
 
 
 def test_no_scan_of_the_report_half_is_a_copy_of_one_of_the_tuning_half():

@@ -173,6 +173,16 @@ def test_copies_of_a_reference_are_not_tested_whatever_the_groups_say(root, plan
     assert _row(replace(plan, protocol=Protocol.RAW), tiny_tower).n_twins == 0
 
 
+def test_intervals_draw_twins_together(root, plan, tiny_tower):
+    cases = [replace(case, group=str(case.path), look=case.path.stem) for case in load_datasets(root)[0].cases]
+    (run,) = run_plan(
+        replace(plan, datasets=[Dataset("blobs", tuple(cases), "blob")], seeds=[1], protocol=Protocol.RAW), tiny_tower
+    )
+    tested = [cases[place] for place in run.scores.case]
+    pairs = set(zip((case.look for case in tested), run.scores.group, strict=True))
+    assert len(pairs) == len({look for look, _ in pairs}) == len(set(run.scores.group)) < len(tested)
+
+
 def test_protocol_and_half_are_obeyed_and_recorded(root, plan, tiny_tower):
     shutil.copy(root / "blobs/abnormal/0.png", root / "blobs/abnormal/copy.png")
     plan = replace(plan, datasets=load_datasets(root), ks=[2])

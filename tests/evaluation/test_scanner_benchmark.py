@@ -61,6 +61,7 @@ def test_the_changed_copy_is_asked_about_and_twins_of_references_are_not(
     assert changed.row.fit_on == "blobs"
     assert changed.scores.group == plain.scores.group  # the same scans are asked about
     assert changed.scores.case == plain.scores.case
+    assert plain.row.n_normal == 3  # with their copies, which no group tells of, 8
     assert (plain.row.n_twins, changed.row.n_twins) == (0, 4)  # the references' own changed pictures
     assert changed.row.threshold == plain.row.threshold
     assert changed.scores.score != plain.scores.score
