@@ -23,8 +23,8 @@ from fmclip.scans import find_scan_files, read_scan
 
 MANIFEST = "manifest.csv"
 MOST_COMPARED = 20_000
-"""Scans with a group that are looked at for copies which the groups miss: nine minutes beside reading them
-(`twins.name_groups`), and the square of that for more."""
+"""Scans with a group that are looked at for copies which the groups miss: nine minutes beside reading them,
+and time grows with the square of their number (`twins.name_groups`)."""
 
 Read = tuple[list[Case], Counter[str]]
 """Cases, and how many scans were left out for which reason ("lateral views")."""

@@ -213,6 +213,14 @@ def test_a_stop_before_anything_was_learned_is_passed_on(name):
         fit(name, on_event=stop_at("training"))
 
 
+def test_a_detector_counts_the_abnormal_scans_of_the_training_that_answers():
+    detector = fit("two_layer", folds=0)
+    assert detector.n_abnormals_ == len(LESIONS)
+    detector.fit(REFERENCES, on_event=stop_at("training"))  # without any, and stopped: the network of before answers
+    assert detector.n_abnormals_ == len(LESIONS)
+    assert detector.fit(REFERENCES).n_abnormals_ == 0
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_stop_while_the_references_are_scored_keeps_the_network(fitted, name):
     stopped = fit(name, on_event=stop_at("scores of the references"))

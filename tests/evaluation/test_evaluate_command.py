@@ -62,6 +62,13 @@ def test_a_scan_that_cannot_be_read_is_told_without_its_name(root):
     assert "jane" not in result.stderr + result.stdout
 
 
+@pytest.mark.parametrize("options", [(), ("--dataset", "blobs")])
+def test_what_was_left_out_of_the_set_learned_from_is_told_once(root, options):
+    (root / "others/normal/1.png").write_text("no picture")
+    result = _evaluate(root, *options, "--fit-on", "others", "--method", "patch_memory", "--seeds", 1)
+    assert result.stderr.count("others: 1 files that cannot be read") == 1
+
+
 def test_a_dataset_is_a_root_of_its_own(root):
     assert "blobs" in _evaluate(root / "blobs", "--method", "patch_memory", "--seeds", 1, "--abnormal-k", 1).stdout
 
