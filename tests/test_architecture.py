@@ -32,7 +32,7 @@ ORDER = [
     {"session", "evaluation"},
     {"report", "contrastive", "export"},
     {"archive"},
-    {"page", "cli", "archive_cli", "export_cli", "replay_cli", "pretraining_cli", "__main__"},
+    {"page", "cli", "archive_cli", "evaluation_cli", "export_cli", "replay_cli", "pretraining_cli", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import fmclip.cli
 import fmclip.detectors.fusionmedclip
+import fmclip.evaluation_cli
 from fmclip import shortage
 from fmclip.cli import app
 from fmclip.detectors import FusionMedCLIP

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import fmclip.evaluation_cli  # noqa: F401  (adds the command)
 from fmclip.checkpoint import load_adapter
 from fmclip.cli import app
 from fmclip.detectors import DETECTORS

@@ -2,7 +2,8 @@
 
 datasets     a folder of scans -> Dataset       layouts    how people lay such folders out
 chexpert     CheXpert's tables
-twins        scans that are almost one picture share a group
+looks        all scans are looked at: copies that nobody named, within a set and across two
+twins        scans that are almost one picture share a name
 protocol     which scans are references and which are tested
 metrics      scores and answers -> AUROC, ...   pixels     maps and masks -> AUROC, AUPRO, Dice
 intervals    bootstrap intervals and paired tests

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -30,6 +30,10 @@ SCAN_TYPES = {
     "histopathology": "histopathology",
 }
 """What the scans of a dataset show whose name contains the word; others are called "medical scan"."""
+
+
+OnProgress = Callable[[float, str], None]
+"""Called with (share done, what happens in words)."""
 
 
 class DatasetError(FmclipError):
@@ -92,13 +96,17 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def load_datasets(root: Path, names: Sequence[str] | None = None) -> list[Dataset]:
+def load_datasets(
+    root: Path, names: Sequence[str] | None = None, *, fit_on: str = "", on_progress: OnProgress | None = None
+) -> list[Dataset]:
     """List the datasets of a folder.
 
     Args:
         root: Holds `manifest.csv`; or is itself laid out as one of `LAYOUTS` (the dataset's name is the folder's); or
             holds folders that are.
         names: Which ones; None or empty takes all.
+        fit_on: One that is learned from to test on the others: it is listed too, and copies are looked for across all.
+        on_progress: Told how far it is.
 
     Returns:
         The datasets, in the order of `names` or as found.
@@ -106,7 +114,8 @@ def load_datasets(root: Path, names: Sequence[str] | None = None) -> list[Datase
     Raises:
         DatasetError: There is none, one is unknown, or it cannot be used.
     """
-    from fmclip.evaluation.layouts import LAYOUTS, find_datasets  # layouts are built from the values above
+    from fmclip.evaluation.layouts import LAYOUTS, find_datasets  # both are built from the values above
+    from fmclip.evaluation.looks import name_looks
 
     if not root.is_dir():
         raise DatasetError("The dataset folder was not found.")
@@ -114,10 +123,16 @@ def load_datasets(root: Path, names: Sequence[str] | None = None) -> list[Datase
     if not readers:
         known = "; ".join(layout.description for layout in LAYOUTS)
         raise DatasetError(f"The folder holds no dataset. Layouts that are read: manifest.csv; {known}.")
-    unknown = [name for name in names or () if name not in readers]
+    chosen = list(dict.fromkeys([*(names or readers), *([fit_on] if fit_on else [])]))
+    unknown = [name for name in chosen if name not in readers]
     if unknown:
         raise DatasetError(f"No dataset is called {', '.join(unknown)}; there are {', '.join(sorted(readers))}.")
-    return [readers[name]() for name in dict.fromkeys(names or readers)]
+    report = on_progress or (lambda share, text: None)
+    seen = [
+        readers[name](on_progress=lambda share, text, done=done: report((done + share) / len(chosen), text))
+        for done, name in enumerate(chosen)
+    ]
+    return name_looks(seen) if fit_on else [dataset for one in seen for dataset in name_looks([one])]
 
 
 def read_masks(paths: Sequence[Path], shape: tuple[int, int]) -> np.ndarray:

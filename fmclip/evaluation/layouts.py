@@ -1,31 +1,25 @@
 """How people lay out datasets: one small reader each, and one line in `LAYOUTS`.
 
 A reader lists the cases of one dataset folder. Readers that know no patients or twins leave the group empty; then scans
-that are almost the same picture become one group. Groups that are known may miss copies, so these are looked for there,
-too.
+that are almost the same picture become one group (`looks`).
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fmclip.errors import ScanError
 from fmclip.evaluation.chexpert import is_chexpert, read_chexpert
-from fmclip.evaluation.datasets import Case, Dataset, DatasetError, Part, scan_type_of
-from fmclip.evaluation.twins import Look, name_groups
+from fmclip.evaluation.datasets import Case, DatasetError, OnProgress, Part
+from fmclip.evaluation.looks import Seen, look_at_all
 from fmclip.mask_files import NO_SCAN, MaskFolder, stem
-from fmclip.scans import find_scan_files, read_scan
+from fmclip.scans import find_scan_files
 
 MANIFEST = "manifest.csv"
-MOST_COMPARED = 20_000
-"""Scans with a group that are looked at for copies which the groups miss: nine minutes beside reading them,
-and time grows with the square of their number (`twins.name_groups`)."""
-
 Read = tuple[list[Case], Counter[str]]
 """Cases, and how many scans were left out for which reason ("lateral views")."""
 
@@ -47,20 +41,20 @@ class Layout:
     scan_type: str = "medical scan"
 
 
-def find_datasets(root: Path) -> dict[str, Callable[[], Dataset]]:
+def find_datasets(root: Path) -> dict[str, Callable[..., Seen]]:
     """Find the datasets of a folder without reading their scans.
 
     Args:
         root: A folder with a manifest, a dataset, or a folder of datasets.
 
     Returns:
-        What reads each, by name.
+        What reads each, by name; it may be given `on_progress`.
 
     Raises:
         DatasetError: The manifest cannot be used.
     """
     if (root / MANIFEST).is_file():
-        return {name: partial(_with_twins, name, cases) for name, cases in _read_manifest(root).items()}
+        return {name: partial(look_at_all, name, cases) for name, cases in _read_manifest(root).items()}
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folders in ([root], inside):
         found = {folder.resolve().name: (folder, layout) for folder in folders if (layout := _layout_of(folder))}
@@ -73,60 +67,9 @@ def _layout_of(folder: Path) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.matches(folder)), None)
 
 
-def _read_folder(name: str, folder: Path, layout: Layout) -> Dataset:
+def _read_folder(name: str, folder: Path, layout: Layout, *, on_progress: OnProgress | None = None) -> Seen:
     cases, left_out = layout.read(folder)
-    return _with_twins(name, cases, left_out, layout.scan_type)
-
-
-def _with_twins(
-    name: str, cases: Iterable[Case], left_out: Counter[str] | None = None, scan_type: str = "medical scan"
-) -> Dataset:
-    """Find cases of one look; they are a group where none is known.
-
-    What is no scan (a licence beside scans) is left out and counted.
-    """
-    left_out, cases = Counter(left_out), list(cases)
-    kept: list[Case] = []
-    looks: dict[int, Look] = {}  # of the cases that can be read, by their place
-    grouped = sum(bool(case.group and not case.look) for case in cases)
-    skipped = grouped if grouped > MOST_COMPARED else 0
-    for case in cases:
-        if not case.group or not (case.look or skipped):
-            try:
-                looks[len(kept)] = Look.at(read_scan(case.path))
-            except ScanError:
-                if not case.group:
-                    left_out["files that cannot be read as a scan"] += 1
-                    continue
-        kept.append(_without_missing_masks(case, left_out))
-    for place, look in zip(looks, name_groups(list(looks.values())), strict=True):
-        kept[place] = replace(kept[place], group=kept[place].group or look, look=look)
-    notes = [f"{count} {reason} left out" for reason, count in left_out.items() if count]
-    if skipped:
-        notes.append(f"{skipped} scans are too many to look for copies that their groups miss")
-    return Dataset(name, tuple(kept), scan_type_of(name, scan_type), (*notes, *_notes_on_copies(kept)))
-
-
-def _notes_on_copies(cases: Iterable[Case]) -> Iterator[str]:
-    groups_of: dict[str, list[str]] = {}
-    for case in cases:
-        if case.look:
-            groups_of.setdefault(case.look, []).append(case.group)
-    across = sum(len(set(groups)) - 1 for groups in groups_of.values())
-    alike = "look like copies of others (re-saved, mirrored, brighter or shifted)"
-    if within := sum(len(groups) - 1 for groups in groups_of.values()) - across:
-        yield f"{within} scans {alike} and share a group"
-    if across:
-        yield f"{across} scans {alike} in other groups"
-
-
-def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:
-    """Drop masks that are not there, and count them."""
-    there = tuple(path for path in case.masks if path.is_file())
-    if len(there) == len(case.masks):
-        return case
-    left_out["masks that do not exist"] += len(case.masks) - len(there)
-    return replace(case, masks=there)
+    return look_at_all(name, cases, left_out, layout.scan_type, on_progress=on_progress)
 
 
 def _read_manifest(root: Path) -> dict[str, list[Case]]:

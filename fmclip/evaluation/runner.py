@@ -16,7 +16,7 @@ from fmclip.detectors import DETECTORS
 from fmclip.detectors.base import Detector, Prediction
 from fmclip.detectors.events import Event, StageStarted, Step
 from fmclip.errors import FmclipError, ScanError, is_out_of_memory
-from fmclip.evaluation.datasets import Case, Dataset, DatasetError, read_masks
+from fmclip.evaluation.datasets import Case, Dataset, DatasetError, OnProgress, read_masks
 from fmclip.evaluation.environment import code_digest, environment
 from fmclip.evaluation.intervals import TestScores, bootstrap_weights, image_intervals, intervals
 from fmclip.evaluation.metrics import image_metrics
@@ -29,9 +29,6 @@ from fmclip.towers import Tower
 
 BATCH = 16
 """Scans held in memory and predicted at once."""
-
-OnProgress = Callable[[float, str], None]
-"""Called with (share of all runs done, what happens in words)."""
 
 
 @dataclass(frozen=True)

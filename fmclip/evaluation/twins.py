@@ -45,8 +45,10 @@ class Look:
         return cls(scan.digest, thumbnail(scan), aspect(scan))
 
 
-def name_groups(looks: Sequence[Look]) -> list[str]:
+def name_groups(*sets: Sequence[Look]) -> list[str]:
     """Name a group for each scan; twins, and twins of twins, share one.
+
+    Several sets are compared each by itself and all together, so that scans which are twins in one of them stay so.
 
     Thumbnails are compared with all others, and the closest laid over each other: about 4 seconds for 800 scans on a
     busy core, 9 minutes and 0.8 GB for 20,000, beside reading them. Measured on brain MRI and breast ultrasound:
@@ -54,34 +56,41 @@ def name_groups(looks: Sequence[Look]) -> list[str]:
     apart are twins, 2 mm apart hardly ever; of 299 chest films six pairs are, each one film saved twice.
 
     Args:
-        looks: One of each scan.
+        sets: A look at each scan.
 
     Returns:
         The smallest digest of each scan's group, whatever the order; a scan without twins has the same name in every
         dataset. A copy that joins later may give its group another name, and so another half.
     """
-    if not looks:
+    every = [look for looks in sets for look in looks]
+    if not every:
         return []
-    unique = list({look.digest: look for look in looks}.values())
-    ends = np.array(list(_twins(unique)), dtype=np.int64).reshape(-1, 2)  # [P, 2]
-    graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(len(unique), len(unique)))
+    place_of = {look.digest: place for place, look in enumerate(_unique(every))}
+    joined = [pair for looks in ((*sets, every) if len(sets) > 1 else sets) for pair in _twins(_unique(looks))]
+    ends = np.array([[place_of[look.digest] for look in pair] for pair in joined]).reshape(-1, 2).astype(int)  # [P, 2]
+    graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(len(place_of), len(place_of)))
     _, component_of = connected_components(graph, directed=False)
     names: dict[int, str] = {}
-    for look, component in zip(unique, component_of.tolist(), strict=True):
-        names[component] = min(names.get(component, look.digest), look.digest)
-    name_of = {look.digest: names[component] for look, component in zip(unique, component_of.tolist(), strict=True)}
-    return [name_of[look.digest] for look in looks]
+    for digest, place in place_of.items():
+        component = int(component_of[place])
+        names[component] = min(names.get(component, digest), digest)
+    return [names[int(component_of[place_of[look.digest]])] for look in every]
 
 
-def _twins(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Yield the places of pairs that are twins."""
+def _unique(looks: Sequence[Look]) -> list[Look]:
+    """Take one look of equal pixels."""
+    return list({look.digest: look for look in looks}.values())
+
+
+def _twins(looks: Sequence[Look]) -> Iterator[tuple[Look, Look]]:
+    """Yield pairs that are twins."""
     if len(looks) < 2:
         return
     pairs, usual = _neighbours(np.stack([_shrink(look.thumbnail) for look in looks]))
     bounds = np.maximum(NEAR_DUPLICATE, 1 - (1 - usual) / CLOSER)  # [N]
     for one, other in sorted(pairs):
         if _are_twins(looks[one], looks[other], max(bounds[one], bounds[other])):
-            yield one, other
+            yield looks[one], looks[other]
 
 
 def _are_twins(one: Look, other: Look, bound: float) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from detector_scans import lesion_scan, normal_scan
 from typer.testing import CliRunner
 
+import fmclip.evaluation_cli  # noqa: F401  (adds the command)
 from fmclip.cli import app
 from fmclip.detectors import DETECTORS
 from fmclip.figures import save_picture

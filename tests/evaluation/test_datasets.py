@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmclip.errors import ScanError
-from fmclip.evaluation import layouts
+from fmclip.evaluation import looks
 from fmclip.evaluation.datasets import DatasetError, load_datasets, read_masks
 from fmclip.evaluation.protocol import split_cases
 
@@ -105,7 +105,7 @@ def test_looks_of_a_manifest_are_taken_as_they_are(make_folders, write_manifest,
 
 
 def test_very_many_scans_with_groups_are_not_compared(make_folders, write_manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "MOST_COMPARED", 1)
+    monkeypatch.setattr(looks, "MOST_COMPARED", 1)
     make_folders(tmp_path, normal=3)
     rows = [
         {"dataset": "set", "path": f"blobs/normal/{n}.png", "label": "normal", "group": "" if n == 2 else str(n)}

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 import benchmarks.quality
 import fmclip.detectors.fusionmedclip
+import fmclip.evaluation_cli
 from fmclip.cli import app
 
 

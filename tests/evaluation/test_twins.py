@@ -99,3 +99,49 @@ def test_no_copy_of_a_reference_is_tested(tmp_path, seed):
     split = split_cases(dataset.cases, 4, seed)
     numbers = [case.path.stem.removeprefix("copy of ") for case in (*split.references, *split.test)]
     assert len(numbers) == len(set(numbers)) == 16
+
+
+def _save(folder, pictures):
+    for label in ("no", "yes"):
+        (folder / label).mkdir(parents=True)
+    for number, pixels in enumerate(pictures):
+        path = folder / ("no" if number < len(pictures) - 3 else "yes") / f"{number}.png"
+        cv2.imwrite(str(path), np.round(255 * pixels))
+
+
+def test_copies_in_the_dataset_that_is_learned_from_are_not_tested(tmp_path):
+    """Three normal scans of the other set are its scans saved again, mirrored or brighter."""
+    pictures = _pictures("brain_mri_t1")
+    copies = [_saved_again(pictures[0]), pictures[1][:, ::-1], np.clip(1.1 * pictures[2], 0, 1)]
+    _save(tmp_path / "first", pictures[:9])
+    _save(tmp_path / "second", [*copies, *pictures[9:]])
+    told = []
+    second, first = load_datasets(tmp_path, ["second"], fit_on="first", on_progress=lambda *step: told.append(step))
+    assert (second.notes, first.notes) == (("3 scans look like scans of another dataset",),) * 2
+    split = split_cases(second.cases, 6, 0, fit_on=first.cases)  # all normal scans of the first
+    assert split.n_twins == 3
+    assert {case.path.stem for case in split.test}.isdisjoint("012")
+    alone = load_datasets(tmp_path, ["second", "first"])
+    assert [case.group for one in alone for case in one.cases] == [case.group for case in (*second.cases, *first.cases)]
+    assert not any(one.notes for one in alone)
+    assert [share for share, _ in told] == sorted(share for share, _ in told)
+    assert {text for _, text in told} == {"second, looking for copies", "first, looking for copies"}
+
+
+def test_twins_of_one_dataset_stay_twins_beside_another():
+    """Thirty copies in the other set are closer than a twin in the own one."""
+    pictures = _pictures("brain_mri_t1")
+    own = [Look.at(Scan(pixels)) for pixels in [_saved_again(pictures[0]), *pictures]]
+    others = [Look.at(Scan(pictures[0] * (1 - 0.002 * step))) for step in range(1, 31)]
+    assert len(set(name_groups(own))) == 16
+    assert len(set(name_groups([*own, *others])[:17])) == 17
+    assert len(set(name_groups(own, others)[:17])) == 16
+
+
+def test_very_many_scans_are_not_compared_with_another_dataset(tmp_path, monkeypatch):
+    pictures = _pictures("brain_mri_t1")
+    monkeypatch.setattr("fmclip.evaluation.looks.MOST_COMPARED", 15)
+    _save(tmp_path / "first", pictures[:8])
+    _save(tmp_path / "second", pictures[8:])
+    note = "16 scans are too many to look for copies in the other dataset"
+    assert [one.notes for one in load_datasets(tmp_path, fit_on="first")] == [(note,)] * 2
