@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fmclip.pace import Plan
@@ -33,6 +33,7 @@ class Job:
         regions: Parts of other scans that are normal too, for methods with a patch memory.
         abnormals: Abnormal scans, for methods that can use them.
         abnormal_masks: For each of them bool [H, W] on its source pixels, or None where nobody has drawn it.
+        settings: Settings of the method that differ from the preset, by name.
         start: Where a former training of the same job stood, to go on from there; None begins anew.
         times: How many times as long as the preset the last stage is.
         is_on_loan: Whether the device is lent for a time: short of memory, the fit then ends with a `DeviceShortage`
@@ -51,16 +52,16 @@ class Job:
     regions: Sequence[NormalRegion] = ()
     abnormals: Sequence[Scan] = ()
     abnormal_masks: Sequence[np.ndarray | None] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     start: Training | None = None
     times: int = 1
     is_on_loan: bool = False
 
     def config(self) -> DetectorConfig:
         """The detector's config."""
-        from fmclip.detectors import DETECTORS
+        from fmclip.settings import config_of
 
-        config_class: Any = DETECTORS[self.method].config_class
-        config = config_class.preset(self.preset, scan_type=self.scan_type, seed=self.seed)
+        config: Any = config_of(self.method, self.preset, self.settings, scan_type=self.scan_type, seed=self.seed)
         return config.longer(self.times) if self.times > 1 else config
 
     def plan(self) -> Plan:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -143,6 +143,7 @@ class Session:
         regions: Sequence[NormalRegion] = (),
         abnormals: Sequence[Scan] = (),
         abnormal_masks: Sequence[np.ndarray | None] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> Generator[SessionEvent, None, None]:
         """Learn from normal scans. The adapter in use is replaced when the new one reaches its first good state.
 
@@ -157,6 +158,7 @@ class Session:
             regions: Parts of other scans that are normal too; methods without a patch memory leave them out of account.
             abnormals: Abnormal scans; methods that cannot use them leave them out of account.
             abnormal_masks: For each of them bool [H, W] on its source pixels, or None; empty for no masks at all.
+            settings: Settings of the method that differ from the preset, by name.
 
         Yields:
             `Progress`, `SyntheticExamples`, `Preview` and `SelfCheck`; `Adapted` at the end.
@@ -182,6 +184,7 @@ class Session:
                 tuple(regions),
                 tuple(abnormals),
                 tuple(abnormal_masks) or (None,) * len(abnormals),
+                settings or {},
             )
         )
 

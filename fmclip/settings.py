@@ -74,7 +74,7 @@ def describe(method: str, *, with_settings: bool = False) -> str:
             lines.append(f"    {preset} sets {', '.join(changes) or 'nothing: the defaults'}")
         lines += ["settings, for --set NAME=VALUE:" if helps else "settings: none"]
         for name, text in helps.items():
-            choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else ()
+            choices = () if kinds[name] is bool else _choices(kinds[name])
             lines.append(
                 f"    {name}={_shown(getattr(plain, name))}  {text}" + (f" ({' or '.join(choices)})" if choices else "")
             )
@@ -84,6 +84,43 @@ def describe(method: str, *, with_settings: bool = False) -> str:
 def settings_of(config_class: type[DetectorConfig]) -> dict[str, str]:
     """Help of each setting of a config, by name; scan type and seed are asked for elsewhere and are none."""
     return {one.name: one.metadata["help"] for one in fields(config_class) if "help" in one.metadata}
+
+
+def variants_of(config_class: type[DetectorConfig]) -> dict[str, str]:
+    """Help of each other value of the settings that have few (ablations), by "NAME=VALUE"; none makes training longer.
+
+    So anyone may choose them, a visitor of a shared page too.
+    """
+    plain, kinds = config_class(), get_type_hints(config_class)
+    return {
+        f"{name}={_shown(value)}": text
+        for name, text in settings_of(config_class).items()
+        for value in _choices(kinds[name])
+        if value != getattr(plain, name)
+    }
+
+
+def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read variants of a method.
+
+    Args:
+        method: Its name.
+        texts: Some of `variants_of` its config.
+
+    Returns:
+        Values of settings by name.
+
+    Raises:
+        FmclipError: One is none of them.
+    """
+    from fmclip.detectors import DETECTORS
+
+    config: Any = DETECTORS[method].config_class
+    variants = variants_of(config)
+    for text in texts:
+        if text not in variants:
+            raise FmclipError(f"{method} has no variant {text!r}; {_there_are(list(variants))}.")
+    return read_settings(texts, {method: config})
 
 
 def read_settings(texts: Sequence[str], configs: Mapping[str, type[DetectorConfig]]) -> dict[str, Any]:
@@ -107,8 +144,7 @@ def read_settings(texts: Sequence[str], configs: Mapping[str, type[DetectorConfi
         knowing = [config for config in configs.values() if name in settings_of(config)]
         if not knowing:
             known = dict.fromkeys(one for config in configs.values() for one in settings_of(config))
-            there = f"there are {', '.join(known)}" if known else "there are none"
-            raise FmclipError(f"No setting of {' or '.join(configs)} is called {name!r}; {there}.")
+            raise FmclipError(f"No setting of {' or '.join(configs)} is called {name!r}; {_there_are(list(known))}.")
         for config in knowing:
             values[name] = _read_value(name, value, get_type_hints(config)[name])
     return values
@@ -119,10 +155,7 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         parts = [part.strip() for part in text.split(",")]
         return tuple(_read_value(name, part, get_args(kind)[0]) for part in parts if part)
-    choices: tuple[Any, ...] = get_args(kind) if get_origin(kind) is Literal else ()
-    if kind is bool:
-        choices = (True, False)
-    if choices:
+    if choices := _choices(kind):
         found = next((choice for choice in choices if str(choice).lower() == text.lower()), None)
         if found is None:
             words = " or ".join(str(choice).lower() if kind is bool else str(choice) for choice in choices)
@@ -135,6 +168,17 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
     except (TypeError, ValueError) as error:
         expected = {int: "a whole number", float: "a number"}.get(kind, "set in a script")
         raise FmclipError(f"The setting {name} must be {expected}, not {text!r}.") from error
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """All values of a field's type, if they are few."""
+    if kind is bool:
+        return True, False
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _there_are(names: Sequence[str]) -> str:
+    return f"there are {', '.join(names)}" if names else "there are none"
 
 
 def in_words(preset: str, settings: Mapping[str, Any]) -> str:

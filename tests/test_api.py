@@ -13,6 +13,7 @@ from page_scans import CPU, pictures, save_picture
 from PIL import Image
 
 import app
+from fmclip.checkpoint import load_adapter
 from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.published import Published
 from fmclip.errors import FmclipError
@@ -145,6 +146,13 @@ def test_a_row_of_the_paper_is_a_preset_of_its_method(service, cache, monkeypatc
     adapter, _ = service.adapt(pictures(cache, 1, 2, 3, 4), method="fusionmedclip_published", preset="row5")
     rows, _ = service.predict(adapter, pictures(cache, 9))
     assert 0 <= rows[0]["score"] <= 1
+
+
+def test_a_variant_of_a_method_is_learned_with(service, cache):
+    adapter, _ = service.adapt(pictures(cache, 1, 2, 3, 4), method="patch_memory", variants=["over=patches"])
+    assert load_adapter(Path(adapter["path"]))[0].config.over == "patches"
+    with pytest.raises(gr.Error, match=re.escape("no variant 'coreset=0.1'; there are over=patches.")):
+        service.adapt(pictures(cache, 1, 2, 3, 4), method="patch_memory", variants=["coreset=0.1"])
 
 
 def test_one_refused_scan_refuses_the_call_without_its_name(service, cache, caplog):

@@ -117,6 +117,36 @@ def test_the_trainings_are_those_of_the_chosen_method(handlers, teaching, visito
     assert "no such training" in shown(handlers.adapt("brain MRI", "row5", ME))["status"]
 
 
+def test_a_variant_of_the_method_is_adapted_with_until_another_method_is_chosen(handlers, teaching, visitors, cache):
+    handlers.add_references(pictures(cache, 1, 2, 3, 4), *PLAIN, ME)
+    page = shown(teaching.choose_method("patch_memory", ME))
+    assert page["variant_panel"]["visible"] is True
+    assert [variant for _, variant in page["variants"]["choices"]] == ["over=patches"]
+    teaching.choose_variants(["over=patches"], ME)
+    assert shown(handlers.arrive(ME))["variants"]["value"] == ["over=patches"]
+    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    assert visitors.get(ME).session.detector.config.over == "patches"
+    assert exports._not_repeatable(visitors.get(ME)) == ""
+    for other in ("heads=common", "coreset=0.1"):  # of another method; no variant, since it may take any time
+        assert "there are over=patches" in shown(teaching.choose_variants([other], ME))["method_note"]
+    assert shown(teaching.choose_variants([], ME))["method_note"] == ""
+    assert visitors.get(ME).variants == []
+    teaching.choose_variants(["over=patches"], ME)
+    page = shown(teaching.choose_method("cosine", ME))
+    assert page["variant_panel"]["visible"] is False
+    assert page["variants"]["value"] == []
+    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+
+
+def test_the_ablations_of_madclip_are_its_variants(teaching):
+    page = shown(teaching.choose_method("madclip", ME))
+    assert [variant for _, variant in page["variants"]["choices"]] == [
+        *("prompts=fixed", "objective=generic", "branches=one"),
+        *("opposite_signal=false", "image_loss=softmax", "heads=common"),
+    ]
+    assert page["variants"]["choices"][5][0] == "heads=common: ablation f: one head for score and map"
+
+
 def test_wiping_the_paint_away_takes_the_mask_away(teaching, visitors, cache):
     teaching.add_abnormals(pictures(cache, 11), *PLAIN, ME)
     teaching.select_abnormal(event(index=0), ME)

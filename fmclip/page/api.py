@@ -24,7 +24,7 @@ from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, t
 from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET, MAX_VISITORS
 from fmclip.scans import AS_STORED, Scan
 from fmclip.session import Adapted, Finding, Session
-from fmclip.settings import presets_of
+from fmclip.settings import presets_of, read_variants
 
 MCP_SWITCH = "FMCLIP_MCP"
 log = logging.getLogger("fmclip.page")
@@ -54,6 +54,7 @@ class Service:
         seed: float = 0,
         abnormals: list[str] | None = None,
         masks: list[str] | None = None,
+        variants: list[str] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Learn from normal scans and return an adapter file. Research use only; not a medical device.
 
@@ -70,12 +71,13 @@ class Service:
                 madclip needs some.
             masks: For each abnormal scan, in their order, a picture of the same size that is white where the scan is
                 abnormal, or an empty text where nobody drew one; nothing for no masks at all.
+            variants: Variants of the method, such as "heads=common" of madclip; `python -m fmclip methods` lists them.
 
         Returns:
             The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
         """
         given = normals, abnormals, masks
-        return _told(lambda: self._adapt(_find_all(given), scan_type, method, preset, slices, window, seed))
+        return _told(lambda: self._adapt(_find_all(given), scan_type, method, preset, slices, window, seed, variants))
 
     def predict(self, adapter: str, scans: list[str], slices: str = "middle") -> tuple[list[dict[str, Any]], list[Any]]:
         """Show where scans deviate from the normal scans of an adapter. Research use only; not a medical device.
@@ -99,6 +101,7 @@ class Service:
         slices: str,
         window: str,
         seed: float,
+        variants: list[str] | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         from fmclip.detectors import DETECTORS
 
@@ -113,7 +116,7 @@ class Service:
                 )
             require_fitting(method, bool(files[1] or files[2]), "give some as abnormals")
             reading = Reading.parse(slices, window)
-            start = _whole(seed)
+            start, settings = _whole(seed), read_variants(method, variants or [])
             scans, windows = _read(files[0], MAX_REFERENCES, reading)
             abnormals, drawn = _read_abnormals(files[1], files[2], reading)
             require_distinct(scans, abnormals)
@@ -127,6 +130,7 @@ class Service:
                 preset=preset,
                 method=method,
                 seed=start,
+                settings=settings,
                 window=learned,
                 abnormals=abnormals,
                 abnormal_masks=drawn,

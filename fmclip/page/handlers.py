@@ -23,7 +23,7 @@ from fmclip.page.notes import outcome, reading_note
 from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, take_scans
 from fmclip.page.visitors import DEFAULT_PRESET, Visitor, Visitors
 from fmclip.session import Adapted, Preview, Progress, SessionEvent
-from fmclip.settings import presets_of
+from fmclip.settings import presets_of, read_variants
 
 MAX_QUERIES = 64
 PRESETS = [("Fast, about 10 s", "fast"), ("Full, about 1 min", "full")]
@@ -197,6 +197,7 @@ class Handlers:
             window=visitor.window,
             regions=visitor.regions,
             method=visitor.method,
+            settings=read_variants(visitor.method, visitor.variants),
             abnormals=visitor.abnormals,
             abnormal_masks=[visitor.abnormal_masks.get(scan) for scan in visitor.abnormals],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from fmclip.errors import FmclipError, TowerError
 from fmclip.learning import load_tower
 from fmclip.page import html
 from fmclip.page.visitors import DEFAULT_METHOD, Visitor
+from fmclip.settings import read_variants, variants_of
 
 BEFORE_THE_TOWER = [("FusionMedCLIP (default)", DEFAULT_METHOD)]
 """Offered until the tower is there to be asked; importing the methods would keep the first visitor waiting."""
@@ -37,21 +39,38 @@ def choose(visitor: Visitor, method: str) -> dict[str, Any]:
 
     if method not in DETECTORS:
         raise FmclipError("There is no such method. Choose one of the menu.")
-    visitor.method = method
+    if method != visitor.method:
+        visitor.method, visitor.variants = method, []
     return {**describe(visitor), "method": gr.update(info=_summary(method))}
 
 
+def vary(visitor: Visitor, variants: Sequence[str]) -> None:
+    """Take variants of the chosen method.
+
+    Raises:
+        FmclipError: It has no such variant.
+    """
+    read_variants(visitor.method, variants)
+    visitor.variants = list(variants)
+
+
 def describe(visitor: Visitor) -> dict[str, Any]:
-    """Say whether the tower refuses the chosen method, and offer abnormal scans where the method can use them."""
+    """Say whether the tower refuses the chosen method; offer its variants, and abnormal scans where it can use them."""
     from fmclip.detectors import DETECTORS
 
-    reason, uses = refusal(visitor, visitor.method), DETECTORS[visitor.method].uses_abnormals
+    detector: Any = DETECTORS[visitor.method]
+    reason, uses = refusal(visitor, visitor.method), detector.uses_abnormals
+    variants = variants_of(detector.config_class)
     label = "Abnormal scans (this method needs some)" if uses == "required" else "Abnormal scans (optional)"
     opened: dict[str, Any] = (
         {"open": True} if uses == "required" else {}
     )  # never closed: it may have been opened meanwhile
     return {
         "method_note": html.note(reason, "warning") if reason else "",
+        "variant_panel": gr.update(visible=bool(variants)),
+        "variants": gr.update(
+            choices=[(f"{variant}: {text}", variant) for variant, text in variants.items()], value=visitor.variants
+        ),
         "abnormal_panel": gr.update(visible=uses != "never", label=label, **opened),
     }
 

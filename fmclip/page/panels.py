@@ -19,11 +19,12 @@ element.addEventListener('click', (event) => {
   if (example) trigger('click', {index: Number(example.dataset.index)});
 });
 """
+VARIANTS_INFO = "Ablations and other ways of the method, for the next Adapt; none of them takes longer"
 ABNORMALS_INFO = "Scans with a finding, for methods that learn from them. Click one to paint where it is."
 
 
 def method_panel(parts: dict[str, Any], pick_click: str) -> None:
-    """Lay out the menu of methods, and abnormal scans for those that can use them.
+    """Lay out the menu of methods, their variants, and abnormal scans for those that can use them.
 
     Args:
         parts: Gets the components by name.
@@ -37,6 +38,8 @@ def method_panel(parts: dict[str, Any], pick_click: str) -> None:
         elem_id="method",
     )
     parts["method_note"] = gr.HTML(elem_id="method-note")
+    with gr.Accordion("Variants of the method", open=False, visible=False) as parts["variant_panel"]:
+        parts["variants"] = gr.CheckboxGroup(label=VARIANTS_INFO, elem_id="variants")
     with gr.Accordion("Abnormal scans (optional)", open=False, visible=False) as parts["abnormal_panel"]:
         parts["abnormal_files"] = gr.File(
             label=ABNORMALS_INFO, file_count="multiple", height=110, elem_id="abnormal-files", elem_classes="fm-file"
@@ -79,6 +82,7 @@ def connect_teaching(parts: dict[str, Any], teaching: Teaching, reading: list[An
     on(parts["go_on"].click, teaching.go_on, concurrency_id="tower", concurrency_limit=MAX_VISITORS)
     on(parts["synthetic"].click, teaching.replay, takes_event=True)
     on(parts["method"].input, teaching.choose_method, [parts["method"]])
+    on(parts["variants"].input, teaching.choose_variants, [parts["variants"]])
     on(parts["abnormal_files"].upload, teaching.add_abnormals, [parts["abnormal_files"], *reading])
     on(parts["abnormals"].click, teaching.select_abnormal, takes_event=True)
     on(parts["keep_mask"].click, teaching.keep_mask, [parts["editor"]])

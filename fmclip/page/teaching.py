@@ -25,6 +25,13 @@ class Teaching(HandlerGroup):
         chosen = {**methods.choose(visitor, method), **self._page.offer_presets(visitor)}
         return {**chosen, "estimate": pacing.estimate(visitor)}
 
+    @guarded("method_note")
+    def choose_variants(self, variants: list[str] | None, token: str) -> Updates:
+        """Take variants of the method, for the next Adapt."""
+        visitor = self._visitors.get(token)
+        methods.vary(visitor, variants or [])
+        return {"method_note": methods.describe(visitor)["method_note"]}
+
     @guarded("abnormal_note")
     def add_abnormals(
         self, paths: Sequence[str] | None, slice_text: str | None, window: str | None, token: str

@@ -50,6 +50,7 @@ class Visitor:
         next_query: The same for query scans.
         method: Name of the detector to adapt with.
         preset: How long to train.
+        variants: Variants of the method that are chosen, see `settings.variants_of`.
         checks: Synthetic self-checks of the last training.
         examples: Synthetic anomalies that it learned from, as shown.
         abnormals: Abnormal scans, for methods that can use them.
@@ -89,6 +90,7 @@ class Visitor:
     next_query: int = 1
     method: str = DEFAULT_METHOD
     preset: str = DEFAULT_PRESET
+    variants: list[str] = field(default_factory=list)
     checks: list[SelfCheck] = field(default_factory=list)
     examples: tuple[SyntheticExample, ...] = ()
     abnormals: list[Scan] = field(default_factory=list)
