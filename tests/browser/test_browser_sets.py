@@ -108,6 +108,8 @@ def test_a_stopped_training_is_resumed_and_a_synthetic_anomaly_made_again(visito
 def test_a_reload_finds_the_session_again_and_another_tab_does_not(visitor: Page, served, tmp_path):
     upload_zip(visitor, tmp_path, 4)
     choose_method(visitor, "Patch memory")
+    visitor.get_by_text("Variants of the method").click()
+    visitor.locator("#variants input").check()
     visitor.click("#adapt")
     expect(visitor.locator("#status")).to_contain_text("Adapted to 4 reference scans", timeout=LONG)
     path = tmp_path / "scan.png"
@@ -119,6 +121,8 @@ def test_a_reload_finds_the_session_again_and_another_tab_does_not(visitor: Page
     expect(visitor.locator("#status")).to_contain_text("Here again after a reload", timeout=LONG)
     expect(visitor.locator("#references img")).to_have_count(4)
     expect(visitor.locator("#cards .fm-score")).to_have_text(score)
+    visitor.get_by_text("Variants of the method").click()
+    expect(visitor.locator("#variants input")).to_be_checked()
     assert visitor.url.rstrip("/") == served.url.rstrip("/")  # no key in the address
     other = visitor.context.new_page()
     other.goto(served.url, wait_until="domcontentloaded")
