@@ -1,4 +1,4 @@
-"""The same core from a shell: `adapt`, `predict` and `evaluate`; others (`..._cli`) add the rest."""
+"""The same core from a shell: `adapt`, `predict` and `methods`; others (`..._cli`) add the rest."""
 
 from __future__ import annotations
 

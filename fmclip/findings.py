@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -95,6 +96,7 @@ class Adapted:
         stopped: Whether the person ended it.
         stage: The stage whose state is kept; "" if none was reached, and the former adapter still answers.
         notices: What was done another way than asked for, in words.
+        settings: Settings of the method that differed from the preset, by name.
     """
 
     calibration: Calibration | None
@@ -103,6 +105,7 @@ class Adapted:
     stopped: bool
     stage: str
     notices: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 SessionEvent: TypeAlias = "Progress | SyntheticExamples | SelfCheck | Preview | Adapted"

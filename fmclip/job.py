@@ -59,10 +59,19 @@ class Job:
 
     def config(self) -> DetectorConfig:
         """The detector's config."""
-        from fmclip.settings import config_of
+        from fmclip.detectors import DETECTORS
+        from fmclip.settings import config_of, settings_of
 
+        unknown = [name for name in self.settings if name not in settings_of(DETECTORS[self.method].config_class)]
+        if unknown:
+            raise ValueError(f"{self.method} has no setting {', '.join(unknown)}")
         config: Any = config_of(self.method, self.preset, self.settings, scan_type=self.scan_type, seed=self.seed)
         return config.longer(self.times) if self.times > 1 else config
+
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """What is trained, as far as it decides how long a step takes, see `pace.Paces`."""
+        return what_is_trained(self.tower, self.device, self.method, self.settings)
 
     def plan(self) -> Plan:
         """Stages to come; of a training that goes on, the rest, after the pool was made again."""
@@ -74,6 +83,13 @@ class Job:
         first = next(place for place, stage in enumerate(stages) if stage.startswith("stage"))
         rest = [(stage, steps - (self.start.step if stage == self.start.stage else 0)) for stage, steps in plan]
         return [*rest[:first], *rest[here:]]
+
+
+def what_is_trained(tower: str, device: str, method: str, settings: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Name what decides how long a step takes: tower, device, method with its settings."""
+    from fmclip.settings import in_words
+
+    return tower, device, in_words(method, settings)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fmclip.background import Ended, Put, StopSignal, Turns, Waiting, stream
 from fmclip.errors import FmclipError, NotFittedError, Stopped, TowerError
-from fmclip.job import Job
+from fmclip.job import Job, what_is_trained
 from fmclip.pace import PACES
 from fmclip.scans import Scan
 from fmclip.shortage import fit_where_it_fits, predict_where_it_fits, readable_errors
@@ -155,12 +155,14 @@ def learn(job: Job, stop: StopSignal) -> Generator[LearnEvent, None, None]:
     yield from stream(partial(_work, job), stop, GRACE_SECONDS)
 
 
-def estimate_seconds(tower: str, device: str, method: str, preset: str, references: int) -> float | None:
+def estimate_seconds(
+    tower: str, device: str, method: str, preset: str, references: int, settings: Mapping[str, Any] | None = None
+) -> float | None:
     """How long adapting would take here, by the steps that were measured so far; None while they are unknown."""
-    from fmclip.detectors import DETECTORS
+    from fmclip.settings import config_of
 
-    config: Any = DETECTORS[method].config_class
-    return PACES.estimate((tower, device, method), config.preset(preset).plan(references))
+    config = config_of(method, preset, settings)
+    return PACES.estimate(what_is_trained(tower, device, method, settings or {}), config.plan(references))
 
 
 def answer(adapter: Adapter, tower: str, device: str, scans: Sequence[Scan]) -> list[Prediction]:

@@ -212,7 +212,7 @@ class Session:
         try:
             stop = self._stop = StopSignal()
             try:
-                tracker = Tracker(time.monotonic(), what=(job.tower, job.device, job.method), plan=job.plan())
+                tracker = Tracker(time.monotonic(), what=job.what, plan=job.plan())
                 self.unfinished = self.unfinished if job.start else None  # a Stop may come before the first step
                 yield from self._follow(self._learn(job, stop), job, tracker)
                 scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
@@ -220,7 +220,9 @@ class Session:
                 if tracker.learned:
                     self.warnings = warnings
                 seconds, notices = time.monotonic() - tracker.started, tuple(tracker.notices)
-                yield Adapted(self.calibration, warnings, seconds, stop.is_set(), tracker.learned, notices)
+                yield Adapted(
+                    self.calibration, warnings, seconds, stop.is_set(), tracker.learned, notices, job.settings
+                )
             finally:
                 stop.set()
         finally:

@@ -56,13 +56,15 @@ def further_presets(config_class: type[DetectorConfig]) -> list[str]:
 
 
 def describe(method: str, *, with_settings: bool = False) -> str:
-    """Say in lines what the method is, whether abnormal scans teach it, its presets and, if asked, its settings."""
+    """Say in lines what the method is, whether abnormal scans teach it, its presets, its variants; and its settings."""
     from fmclip.detectors import DETECTORS
 
     cls, presets = DETECTORS[method], presets_of(method)
     about = (getattr(sys.modules.get(cls.__module__), "__doc__", None) or cls.summary).strip().splitlines()
     lines = [cls.name, f"    {about[0] if about else cls.title}"]
     lines.append(f"    abnormal scans: {cls.uses_abnormals}; presets: {', '.join(presets)}")
+    if variants := variants_of(cls.config_class):
+        lines.append(f"    variants: {', '.join(variants)}")
     if with_settings:
         config: Any = cls.config_class
         plain, helps, kinds = config(), settings_of(config), get_type_hints(config)
@@ -87,25 +89,25 @@ def settings_of(config_class: type[DetectorConfig]) -> dict[str, str]:
 
 
 def variants_of(config_class: type[DetectorConfig]) -> dict[str, str]:
-    """Help of each other value of the settings that have few (ablations), by "NAME=VALUE"; none makes training longer.
-
-    So anyone may choose them, a visitor of a shared page too.
-    """
-    plain, kinds = config_class(), get_type_hints(config_class)
+    """What each variant of a method does (an ablation, say), by "NAME=VALUE", see `detectors.base.setting`."""
     return {
-        f"{name}={_shown(value)}": text
-        for name, text in settings_of(config_class).items()
-        for value in _choices(kinds[name])
-        if value != getattr(plain, name)
+        f"{one.name}={_shown(value)}": text
+        for one in fields(config_class)
+        for value, text in one.metadata.get("variants", {}).items()
     }
 
 
+def variable(config_class: type[DetectorConfig]) -> list[str]:
+    """Names of the settings that have variants."""
+    return [one.name for one in fields(config_class) if one.metadata.get("variants")]
+
+
 def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Read variants of a method.
+    """Read which variants of a method are chosen.
 
     Args:
         method: Its name.
-        texts: Some of `variants_of` its config.
+        texts: Some of `variants_of` its config; or the plain values of these settings.
 
     Returns:
         Values of settings by name.
@@ -117,8 +119,11 @@ def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
 
     config: Any = DETECTORS[method].config_class
     variants = variants_of(config)
+    names = variable(config)
+    if isinstance(texts, str):
+        raise FmclipError("Variants are given as a list of NAME=VALUE.")
     for text in texts:
-        if text not in variants:
+        if str(text).partition("=")[0].strip() not in names:
             raise FmclipError(f"{method} has no variant {text!r}; {_there_are(list(variants))}.")
     return read_settings(texts, {method: config})
 
@@ -181,9 +186,14 @@ def _there_are(names: Sequence[str]) -> str:
     return f"there are {', '.join(names)}" if names else "there are none"
 
 
-def in_words(preset: str, settings: Mapping[str, Any]) -> str:
-    """Name a preset and what was set otherwise: "full, heads=common"."""
-    return ", ".join([preset, *(f"{name}={_shown(value)}" for name, value in settings.items())])
+def in_words(name: str, settings: Mapping[str, Any]) -> str:
+    """Name a preset or method and what was set otherwise: "full, heads=common"."""
+    return f"{name}, {listed(settings)}" if settings else name
+
+
+def listed(settings: Mapping[str, Any]) -> str:
+    """List settings as `read_settings` takes them: "heads=common, prompts=fixed"."""
+    return ", ".join(f"{name}={_shown(value)}" for name, value in settings.items())
 
 
 def _shown(value: Any) -> str:

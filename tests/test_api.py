@@ -149,10 +149,24 @@ def test_a_row_of_the_paper_is_a_preset_of_its_method(service, cache, monkeypatc
 
 
 def test_a_variant_of_a_method_is_learned_with(service, cache):
-    adapter, _ = service.adapt(pictures(cache, 1, 2, 3, 4), method="patch_memory", variants=["over=patches"])
+    scans = pictures(cache, 1, 2, 3, 4)
+    adapter, facts = service.adapt(scans, method="patch_memory", variants=["over = patches"])
     assert load_adapter(Path(adapter["path"]))[0].config.over == "patches"
-    with pytest.raises(gr.Error, match=re.escape("no variant 'coreset=0.1'; there are over=patches.")):
-        service.adapt(pictures(cache, 1, 2, 3, 4), method="patch_memory", variants=["coreset=0.1"])
+    assert facts["preset"] == "fast, over=patches"
+
+
+@pytest.mark.parametrize(
+    ("variants", "told"),
+    [
+        (["coreset=0.1"], "no variant 'coreset=0.1'; there are over=patches."),
+        (["over=both"], "must be references or patches"),
+        ("over=patches", "a list of NAME=VALUE"),
+        ([["over=patches"]], "no variant"),
+    ],
+)
+def test_what_is_no_variant_is_refused(service, cache, variants, told):
+    with pytest.raises(gr.Error, match=re.escape(told)):
+        service.adapt(pictures(cache, 1, 2, 3, 4), method="patch_memory", variants=variants)
 
 
 def test_one_refused_scan_refuses_the_call_without_its_name(service, cache, caplog):

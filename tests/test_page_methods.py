@@ -13,6 +13,7 @@ from fmclip.page import exports
 from fmclip.page.handlers import Handlers
 from fmclip.page.keeping import Keeping
 from fmclip.page.teaching import Teaching
+from fmclip.settings import PRESETS, config_of, read_variants, variants_of
 
 
 @pytest.fixture
@@ -123,8 +124,11 @@ def test_a_variant_of_the_method_is_adapted_with_until_another_method_is_chosen(
     assert page["variant_panel"]["visible"] is True
     assert [variant for _, variant in page["variants"]["choices"]] == ["over=patches"]
     teaching.choose_variants(["over=patches"], ME)
-    assert shown(handlers.arrive(ME))["variants"]["value"] == ["over=patches"]
-    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    page = shown(handlers.arrive(ME))
+    assert page["variants"]["value"] == ["over=patches"]
+    assert page["variant_panel"]["open"] is True
+    status = shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    assert "Adapted to 4 reference scans with over=patches in" in status
     assert visitors.get(ME).session.detector.config.over == "patches"
     assert exports._not_repeatable(visitors.get(ME)) == ""
     for other in ("heads=common", "coreset=0.1"):  # of another method; no variant, since it may take any time
@@ -135,7 +139,19 @@ def test_a_variant_of_the_method_is_adapted_with_until_another_method_is_chosen(
     page = shown(teaching.choose_method("cosine", ME))
     assert page["variant_panel"]["visible"] is False
     assert page["variants"]["value"] == []
-    assert "Adapted to 4" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    assert "Adapted to 4 reference scans in" in shown(handlers.adapt("brain MRI", "fast", ME))["status"]
+    shown(teaching.choose_method("patch_memory", ME))
+    teaching.choose_variants(["over=patches"], ME)
+    assert shown(Keeping(handlers).forget(ME))["variants"]["value"] == []
+
+
+@pytest.mark.parametrize("method", DETECTORS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_variant_makes_training_longer(method, preset):
+    """A visitor of a shared page may choose any of them."""
+    plain = config_of(method, preset).plan(16)
+    for variant in variants_of(DETECTORS[method].config_class):
+        assert config_of(method, preset, read_variants(method, [variant])).plan(16) == plain
 
 
 def test_the_ablations_of_madclip_are_its_variants(teaching):
@@ -144,7 +160,7 @@ def test_the_ablations_of_madclip_are_its_variants(teaching):
         *("prompts=fixed", "objective=generic", "branches=one"),
         *("opposite_signal=false", "image_loss=softmax", "heads=common"),
     ]
-    assert page["variants"]["choices"][5][0] == "heads=common: ablation f: one head for score and map"
+    assert page["variants"]["choices"][5][0] == "heads=common: one head for score and map"
 
 
 def test_wiping_the_paint_away_takes_the_mask_away(teaching, visitors, cache):

@@ -17,12 +17,14 @@ from scan_files import PATIENT, dicom_sample, write_nifti
 import fmclip.report.pdf
 from fmclip.calibration import Calibration
 from fmclip.detectors import DETECTORS
+from fmclip.detectors.madclip import MadCLIPConfig
+from fmclip.detectors.patch_memory import PatchMemoryConfig
 from fmclip.detectors.published import PublishedConfig
 from fmclip.errors import FmclipError
 from fmclip.report import RunRecord, write_bundle, write_report
 from fmclip.report.files import save_nifti, table
 from fmclip.report.pdf import DISCLAIMER, limits
-from fmclip.report.record import NOT_TRAINED, preset_of
+from fmclip.report.record import NOT_TRAINED, OWN_SETTINGS, preset_of
 from fmclip.scans import read_scan
 from fmclip.session import Session
 
@@ -259,3 +261,9 @@ def test_what_is_no_run_is_refused_in_words(text):
 
 def test_a_row_of_table_8_is_named_as_such():
     assert preset_of(PublishedConfig.preset("row5", scan_type="brain MRI")) == "row5"
+
+
+def test_a_variant_is_named_beside_its_preset():
+    assert preset_of(replace(MadCLIPConfig.preset("fast"), heads="common")) == "fast, heads=common"
+    assert preset_of(replace(MadCLIPConfig.preset("fast"), heads="common", lr=0.5)) == OWN_SETTINGS
+    assert preset_of(PatchMemoryConfig(over="patches")) == f"{NOT_TRAINED}, over=patches"

@@ -187,19 +187,23 @@ def test_a_session_goes_on_after_a_stop_and_for_longer_after_the_end(quick, monk
     monkeypatch.setitem(fusionmedclip.PRESETS["fast"], "stage2_epochs", 150)  # long enough to be stopped
     normals, query = [normal_scan(seed) for seed in range(4)], [normal_scan(9)]
     session, whole = Session("tiny", "cpu"), Session("tiny", "cpu")
+    varied = {"learn_temperature": False}
     with pytest.raises(FmclipError, match="press Adapt first"):
         list(session.go_on())
-    for one in session.adapt(normals, preset="fast"):
+    for one in session.adapt(normals, preset="fast", settings=varied):
         if isinstance(one, Progress) and one.stage == STAGE2 and one.step:
             session.stop()
     assert not session.unfinished.is_over
     resumed = list(session.go_on())
     assert resumed[-1].stage == "stage 2"
-    list(whole.adapt(normals, preset="fast"))
+    list(whole.adapt(normals, preset="fast", settings=varied))
     assert session.query(query)[0].score == whole.query(query)[0].score
     list(session.go_on())
     assert session.detector.config.stage2_epochs == 300
-    assert estimate_seconds("tiny", "cpu", "fusionmedclip", "fast", 4) > 0
+    assert session.detector.config.learn_temperature is False
+    assert estimate_seconds("tiny", "cpu", "fusionmedclip", "fast", 4, varied) > 0
+    with pytest.raises(ValueError, match="no setting heads"):
+        list(session.adapt(normals, settings={"heads": "common"}))
     assert estimate_seconds("tiny", "cpu", "cosine", "fast", 4) is None
 
 

@@ -6,7 +6,7 @@ A new method is one file with a frozen config, a class and one line in `DETECTOR
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -22,9 +22,16 @@ from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
 
 
-def setting(default: Any, text: str) -> Any:
-    """Config field with its help."""
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, variants: Mapping[Any, str] | None = None) -> Any:
+    """Config field with its help.
+
+    Args:
+        default: Its value.
+        text: What it is.
+        variants: Other values that anyone may choose, a visitor of a shared page too, and what each of them does: none
+            may make training longer or take more memory.
+    """
+    return field(default=default, metadata={"help": text, "variants": variants or {}})
 
 
 @dataclass(frozen=True, eq=False)

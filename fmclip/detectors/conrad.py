@@ -43,8 +43,14 @@ class ConRADConfig(TrainedConfig):
     context_tokens: int = setting(4, "M, learned context vectors of each class")
     bottleneck: int = setting(16, "width of the network that shifts the contexts, as a share: text width / this")
     temperature: float = setting(0.07, "temperature of the softmax over the two prompts")
-    conditioned: bool = setting(True, "whether the contexts are shifted by what the picture shows")
-    visual_prompts: bool = setting(True, "whether the blocks of the image tower read projected prompts")
+    conditioned: bool = setting(
+        True,
+        "whether the contexts are shifted by what the picture shows",
+        {False: "the same contexts for all pictures"},
+    )
+    visual_prompts: bool = setting(
+        True, "whether the blocks of the image tower read projected prompts", {False: "no prompts in the image tower"}
+    )
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {"epochs": 5, "folds": 0, "pool_size": 48, "copies": 0},

@@ -34,9 +34,13 @@ class FusionMedCLIPConfig(DetectorConfig):
     pixel_weight: float = setting(1.0, "weight of the dice loss on the map (Table A1)")
     score_top: float = setting(0.0, "share of the map whose mean is the image score in training; 0 takes the maximum")
     temperature: float = setting(0.07, "temperature at the start (Table A1)")
-    learn_temperature: bool = setting(True, "whether the temperature is learned (section 3.3.3)")
+    learn_temperature: bool = setting(
+        True, "whether the temperature is learned (section 3.3.3)", {False: "the temperature stays as it starts"}
+    )
     features: Literal["residual", "raw"] = setting(
-        "residual", "what the alignment adapters read: residuals to the nearest reference patch, or plain features"
+        "residual",
+        "what the alignment adapters read: residuals to the nearest reference patch, or plain features",
+        {"raw": "the alignment adapters read plain features"},
     )
     pool_size: int = setting(256, "synthetic scans made before stage 2 and drawn from in both stages")
     learned_share: float = setting(0.1, "share of the learned map beside the memory map in where a scan deviates")

@@ -46,12 +46,26 @@ class MadCLIPConfig(TrainedConfig):
     synonyms: int = setting(10, "UMLS synonyms of each class in the ensemble, besides the class word")
     hidden: int = setting(256, "width of the shared linear of an adapter")
     temperature: float = setting(0.07, "temperature of the softmax over the two scores")
-    prompts: Literal["learned", "fixed"] = setting("learned", "ablation a: fixed takes hand-written prompts")
-    objective: Literal["scan_type", "generic"] = setting("scan_type", 'ablation b: generic says "medical image"')
-    branches: Literal["two", "one"] = setting("two", "ablation c: one set of adapters for both classes")
-    opposite_signal: bool = setting(True, "ablation d: whether the similarity to the other prompt is subtracted")
-    image_loss: Literal["siglip", "softmax"] = setting("siglip", "ablation e: loss between pictures and prompts")
-    heads: Literal["separate", "common"] = setting("separate", "ablation f: one head for score and map")
+    prompts: Literal["learned", "fixed"] = setting(
+        "learned", "ablation a: fixed takes hand-written prompts", {"fixed": "hand-written prompts"}
+    )
+    objective: Literal["scan_type", "generic"] = setting(
+        "scan_type", 'ablation b: generic says "medical image"', {"generic": 'prompts say "medical image"'}
+    )
+    branches: Literal["two", "one"] = setting(
+        "two", "ablation c: one set of adapters for both classes", {"one": "one set of adapters for both classes"}
+    )
+    opposite_signal: bool = setting(
+        True,
+        "ablation d: whether the similarity to the other prompt is subtracted",
+        {False: "similarity to the other prompt is not subtracted"},
+    )
+    image_loss: Literal["siglip", "softmax"] = setting(
+        "siglip", "ablation e: loss between pictures and prompts", {"softmax": "softmax in place of SigLIP"}
+    )
+    heads: Literal["separate", "common"] = setting(
+        "separate", "ablation f: one head for score and map", {"common": "one head for score and map"}
+    )
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {"epochs": 10, "folds": 0, "copies": 1, "synonyms": 2},

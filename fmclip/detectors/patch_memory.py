@@ -53,6 +53,7 @@ class PatchMemoryConfig(DetectorConfig):
     over: Literal["references", "patches"] = setting(
         "references",
         "nearest patch of each reference, averaged so that near ones count most, or nearest of all patches",
+        {"patches": "nearest of all reference patches, as PatchCore"},
     )
     neighbours: int = setting(1, "with over=patches: reference patches over which the distance is averaged")
     reweighting: int = setting(0, "with over=patches: neighbours that weigh the distance (PatchCore, Eq. 7); 0: none")

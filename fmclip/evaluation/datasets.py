@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -58,6 +59,7 @@ class Case:
         group: Cases of one group are twins (one picture saved twice, one patient).
         part: The official split; None where the dataset has none.
         look: Cases of one look are almost the same picture, whatever their groups say; empty where nobody looked.
+        copies: Looks of a dataset to learn from that the case is a copy of, where it is tested with that one.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Case:
     group: str
     part: Part | None = None
     look: str = ""
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Dataset:
         digest = hashlib.sha256()
         for case in self.cases:
             files = [(path.name, *_size_and_time(path)) for path in (case.path, *case.masks)]
-            digest.update(repr((files, case.is_abnormal, case.group, case.part, case.look)).encode())
+            digest.update(repr((files, case.is_abnormal, case.group, case.part, case.look, case.copies)).encode())
         return digest.hexdigest()[:16]
 
 
@@ -105,7 +108,8 @@ def load_datasets(
         root: Holds `manifest.csv`; or is itself laid out as one of `LAYOUTS` (the dataset's name is the folder's); or
             holds folders that are.
         names: Which ones; None or empty takes all.
-        fit_on: One that is learned from to test on the others: it is listed too, and copies are looked for across all.
+        fit_on: One that is learned from to test on the others: it is listed too, and copies of its scans are looked
+            for in each of the others.
         on_progress: Told how far it is.
 
     Returns:
@@ -115,7 +119,7 @@ def load_datasets(
         DatasetError: There is none, one is unknown, or it cannot be used.
     """
     from fmclip.evaluation.layouts import LAYOUTS, find_datasets  # both are built from the values above
-    from fmclip.evaluation.looks import name_looks
+    from fmclip.evaluation.looks import Seen, find_copies
 
     if not root.is_dir():
         raise DatasetError("The dataset folder was not found.")
@@ -128,11 +132,19 @@ def load_datasets(
     if unknown:
         raise DatasetError(f"No dataset is called {', '.join(unknown)}; there are {', '.join(sorted(readers))}.")
     report = on_progress or (lambda share, text: None)
-    seen = [
-        readers[name](on_progress=lambda share, text, done=done: report((done + share) / len(chosen), text))
-        for done, name in enumerate(chosen)
-    ]
-    return name_looks(seen) if fit_on else [dataset for one in seen for dataset in name_looks([one])]
+    datasets: list[Dataset] = []
+    source: Seen | None = None
+    for done, name in enumerate(sorted(chosen, key=lambda name: name != fit_on)):  # what is learned from comes first
+        seen = readers[name](every=bool(fit_on), on_progress=partial(_within, report, done, len(chosen)))
+        datasets.append(seen.dataset if source is None else find_copies(seen, source))
+        source = seen if name == fit_on else source
+    report(1.0, "datasets")
+    return sorted(datasets, key=lambda dataset: chosen.index(dataset.name))
+
+
+def _within(report: OnProgress, done: int, count: int, share: float, text: str) -> None:
+    """Report a share of one of several parts."""
+    report((done + share) / count, text)
 
 
 def read_masks(paths: Sequence[Path], shape: tuple[int, int]) -> np.ndarray:

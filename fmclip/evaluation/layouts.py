@@ -48,7 +48,7 @@ def find_datasets(root: Path) -> dict[str, Callable[..., Seen]]:
         root: A folder with a manifest, a dataset, or a folder of datasets.
 
     Returns:
-        What reads each, by name; it may be given `on_progress`.
+        What reads each, by name; it takes `every` and `on_progress` of `look_at_all`.
 
     Raises:
         DatasetError: The manifest cannot be used.
@@ -67,9 +67,11 @@ def _layout_of(folder: Path) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.matches(folder)), None)
 
 
-def _read_folder(name: str, folder: Path, layout: Layout, *, on_progress: OnProgress | None = None) -> Seen:
+def _read_folder(
+    name: str, folder: Path, layout: Layout, *, every: bool = False, on_progress: OnProgress | None = None
+) -> Seen:
     cases, left_out = layout.read(folder)
-    return look_at_all(name, cases, left_out, layout.scan_type, on_progress=on_progress)
+    return look_at_all(name, cases, left_out, layout.scan_type, every=every, on_progress=on_progress)
 
 
 def _read_manifest(root: Path) -> dict[str, list[Case]]:

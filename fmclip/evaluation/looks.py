@@ -1,6 +1,7 @@
 """Every scan of a dataset is looked at once: what cannot be read is left out, and copies that nobody named are found.
 
-Groups that a dataset knows (patients, twins) may miss copies; where it knows none, scans of one look are a group.
+Groups that a dataset knows (patients, twins) may miss copies; where it knows none, scans of one look are a group. Where
+one dataset is learned from and another tested, copies are looked for across the two as well.
 """
 
 from __future__ import annotations
@@ -8,29 +9,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from fmclip.errors import ScanError
 from fmclip.evaluation.datasets import Case, Dataset, OnProgress, scan_type_of
-from fmclip.evaluation.twins import Look, name_groups
+from fmclip.evaluation.twins import Look, name_groups, twins_across
 from fmclip.scans import read_scan
 
 MOST_COMPARED = 20_000
-"""Scans with a group, or of several datasets, that are looked at for copies which the groups miss: nine minutes beside
-reading them, and time grows with the square of their number (`twins.name_groups`)."""
+"""Scans that are compared with each other though they have groups, or lie in two datasets: nine minutes beside reading
+them, and time grows with the square of their number (`twins.name_groups`)."""
+_READING = 0.95  # share of the time for small sets
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A dataset before its looks have names.
+    """A dataset whose scans were looked at.
 
     Attributes:
-        dataset: Cases that can be read; without a group or look where nobody named one.
+        dataset: Its cases that can be read, with their groups and looks.
         looks: Of those that were looked at, by their place among the cases.
+        is_whole: Whether all were, but for those that cannot be read.
     """
 
     dataset: Dataset
     looks: dict[int, Look]
+    is_whole: bool
 
 
 def look_at_all(
@@ -39,18 +42,31 @@ def look_at_all(
     left_out: Counter[str] | None = None,
     scan_type: str = "medical scan",
     *,
+    every: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Seen:
-    """Look at the scans whose look is not known; what is no scan (a licence beside scans) is left out and counted."""
+    """Look at the scans of a dataset; what is no scan (a licence beside scans) is left out and counted.
+
+    Args:
+        name: Its name.
+        cases: All that it lists.
+        left_out: How many were left out so far, by reason.
+        scan_type: What they show unless the name says otherwise.
+        every: Whether those are looked at, too, whose look is known: for `find_copies`.
+        on_progress: Told how far it is.
+
+    Returns:
+        What was seen.
+    """
+    report = on_progress or (lambda share, text: None)
     left_out, cases = Counter(left_out), list(cases)
     kept: list[Case] = []
     looks: dict[int, Look] = {}
-    grouped = sum(bool(case.group and not case.look) for case in cases)
+    grouped = sum(bool(case.group and (every or not case.look)) for case in cases)
     skipped = grouped if grouped > MOST_COMPARED else 0
     for place, case in enumerate(cases):
-        if on_progress:
-            on_progress(place / len(cases), f"{name}, looking for copies")
-        if not case.group or not (case.look or skipped):
+        report(_READING * place / len(cases), f"{name}: reading scans")
+        if not case.group or not (skipped or (case.look and not every)):
             try:
                 looks[len(kept)] = Look.at(read_scan(case.path))
             except ScanError:
@@ -58,44 +74,45 @@ def look_at_all(
                     left_out["files that cannot be read as a scan"] += 1
                     continue
         kept.append(_without_missing_masks(case, left_out))
+    report(_READING, f"{name}: looking for copies")
+    unknown = [place for place in looks if not kept[place].look]
+    for place, look in zip(unknown, name_groups([looks[place] for place in unknown]), strict=True):
+        kept[place] = replace(kept[place], group=kept[place].group or look, look=look)
     notes = [f"{count} {reason} left out" for reason, count in left_out.items() if count]
     if skipped:
         notes.append(f"{skipped} scans are too many to look for copies that their groups miss")
-    return Seen(Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes)), looks)
+    notes += _notes_on_copies(kept)
+    return Seen(Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes)), looks, not skipped)
 
 
-def name_looks(seen: Sequence[Seen]) -> list[Dataset]:
-    """Name the looks of datasets that are learned from and tested together; copies in two of them share a look.
+def find_copies(seen: Seen, source: Seen) -> Dataset:
+    """Mark the cases of a dataset that are copies of scans of another one, which is learned from, and count them.
 
-    A group that nobody named is that of the copies in its own dataset: it stays, with its half, whatever else is there.
+    Args:
+        seen: What is tested, looked at with `every`.
+        source: What is learned from, likewise.
+
+    Returns:
+        The dataset; groups and looks stay, here and there.
     """
-    named = [_named(one, name_groups(list(one.looks.values()))) for one in seen]
-    if len(seen) == 1:
-        return named
-    count = sum(len(one.looks) for one in seen)
-    if count > MOST_COMPARED:
-        note = f"{count} scans are too many to look for copies in the other dataset"
-        return [replace(dataset, notes=(*dataset.notes, note)) for dataset in named]
-    names = iter(name_groups(*(list(one.looks.values()) for one in seen)))
-    joined = [
-        _with_looks(dataset, dict(zip(one.looks, islice(names, len(one.looks)), strict=True)))
-        for dataset, one in zip(named, seen, strict=True)
-    ]
-    return [_with_note_on_others(dataset, [other for other in joined if other is not dataset]) for dataset in joined]
+    name = source.dataset.name
+    if len(seen.looks) + len(source.looks) > MOST_COMPARED or not (seen.is_whole and source.is_whole):
+        note = f"the scans are too many to look for copies of those of {name}, which is learned from"
+        return _with_note(seen.dataset, note)
+    named = [[(one.dataset.cases[place].look, look) for place, look in one.looks.items()] for one in (source, seen)]
+    cases = list(seen.dataset.cases)
+    for place, copies in zip(seen.looks, twins_across(*named), strict=True):
+        cases[place] = replace(cases[place], copies=copies)
+    found = sum(bool(case.copies) for case in cases)
+    dataset = replace(seen.dataset, cases=tuple(cases))
+    return _with_note(dataset, f"{found} scans look like scans of {name}, which is learned from") if found else dataset
 
 
-def _named(seen: Seen, names: Sequence[str]) -> Dataset:
-    dataset = _with_looks(seen.dataset, dict(zip(seen.looks, names, strict=True)))
-    cases = tuple(case if case.group else replace(case, group=case.look) for case in dataset.cases)
-    return replace(dataset, cases=cases, notes=(*dataset.notes, *_notes_on_copies(cases)))
+def _with_note(dataset: Dataset, note: str) -> Dataset:
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
-def _with_looks(dataset: Dataset, names: dict[int, str]) -> Dataset:
-    cases = (replace(case, look=names.get(place, case.look)) for place, case in enumerate(dataset.cases))
-    return replace(dataset, cases=tuple(cases))
-
-
-def _notes_on_copies(cases: Iterable[Case]) -> Iterator[str]:
+def _notes_on_copies(cases: Sequence[Case]) -> Iterator[str]:
     groups_of: dict[str, list[str]] = {}
     for case in cases:
         if case.look:
@@ -106,13 +123,6 @@ def _notes_on_copies(cases: Iterable[Case]) -> Iterator[str]:
         yield f"{within} scans {alike} and share a group"
     if across:
         yield f"{across} scans {alike} in other groups"
-
-
-def _with_note_on_others(dataset: Dataset, others: Iterable[Dataset]) -> Dataset:
-    theirs = {case.look for other in others for case in other.cases if case.look}
-    count = sum(case.look in theirs for case in dataset.cases)
-    notes = (f"{count} scans look like scans of another dataset",) if count else ()
-    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def _without_missing_masks(case: Case, left_out: Counter[str]) -> Case:

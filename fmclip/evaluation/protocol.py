@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fmclip.evaluation.datasets import Case, DatasetError, Part
+from fmclip.evaluation.twins import components
 
 
 class Protocol(str, Enum):
@@ -122,17 +121,13 @@ def split_cases(
 
 def twin_groups(cases: Sequence[Case]) -> list[int]:
     """Number the twin groups of cases: those of one group, of one look, and twins of twins, share a number."""
-    keys = dict.fromkeys(key for case in cases for key in _names(case))
-    names = {key: len(cases) + place for place, key in enumerate(keys)}
-    ends = np.array([(place, names[key]) for place, case in enumerate(cases) for key in _names(case)]).reshape(-1, 2)
-    size = len(cases) + len(names)
-    graph = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
-    _, number_of = connected_components(graph, directed=False)
-    return [int(number) for number in number_of[: len(cases)]]
+    number_of = components([(place, name) for place, case in enumerate(cases) for name in _names(case)])
+    return [number_of[place] for place in range(len(cases))]
 
 
 def _names(case: Case) -> list[tuple[str, str]]:
-    return [("group", case.group), *([("look", case.look)] if case.look else [])]
+    looks = [look for look in (case.look, *case.copies) if look]
+    return [("group", case.group), *(("look", look) for look in looks)]
 
 
 def _usable(cases: Sequence[Case], protocol: Protocol, half: Half) -> list[Case]:

@@ -24,7 +24,7 @@ from fmclip.page.uploads import Reading, delete, deleted_if_refused, new_file, t
 from fmclip.page.visitors import DEFAULT_METHOD, DEFAULT_PRESET, MAX_VISITORS
 from fmclip.scans import AS_STORED, Scan
 from fmclip.session import Adapted, Finding, Session
-from fmclip.settings import presets_of, read_variants
+from fmclip.settings import in_words, presets_of, read_variants
 
 MCP_SWITCH = "FMCLIP_MCP"
 log = logging.getLogger("fmclip.page")
@@ -71,7 +71,7 @@ class Service:
                 madclip needs some.
             masks: For each abnormal scan, in their order, a picture of the same size that is white where the scan is
                 abnormal, or an empty text where nobody drew one; nothing for no masks at all.
-            variants: Variants of the method, such as "heads=common" of madclip; `python -m fmclip methods` lists them.
+            variants: Variants of the method, such as "heads=common" of madclip, see `python -m fmclip methods`.
 
         Returns:
             The adapter as a .safetensors file; threshold, reference scores and warnings about the scans.
@@ -142,6 +142,7 @@ class Service:
             assert outcome.calibration is not None, "and a fit that was not stopped has learned something"
             return offer_file(file), {
                 "method": method,
+                "preset": in_words(preset, settings),
                 "references": len(outcome.calibration.reference_scores),
                 "abnormals": len(abnormals),
                 "threshold": outcome.calibration.threshold,

@@ -65,9 +65,10 @@ def describe(visitor: Visitor) -> dict[str, Any]:
     opened: dict[str, Any] = (
         {"open": True} if uses == "required" else {}
     )  # never closed: it may have been opened meanwhile
+    chosen: dict[str, Any] = {"open": True} if visitor.variants else {}  # a box that is ticked is not hidden
     return {
         "method_note": html.note(reason, "warning") if reason else "",
-        "variant_panel": gr.update(visible=bool(variants)),
+        "variant_panel": gr.update(visible=bool(variants), **chosen),
         "variants": gr.update(
             choices=[(f"{variant}: {text}", variant) for variant, text in variants.items()], value=visitor.variants
         ),

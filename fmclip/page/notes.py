@@ -10,6 +10,7 @@ from fmclip.page import html
 from fmclip.page.uploads import Upload
 from fmclip.page.visitors import Visitor
 from fmclip.session import Adapted
+from fmclip.settings import listed
 
 
 def outcome(visitor: Visitor, event: Adapted) -> str:
@@ -20,7 +21,8 @@ def outcome(visitor: Visitor, event: Adapted) -> str:
         former = "" if event.stage or event.calibration is None else "; the adapter from before still answers"
         message, kind = f"Stopped after {event.seconds:.0f} s: {kept}{former}.", "info"
     else:
-        message, kind = f"Adapted to {count} reference scans in {event.seconds:.0f} s.", "good"
+        varied = f" with {listed(event.settings)}" if event.settings else ""
+        message, kind = f"Adapted to {count} reference scans{varied} in {event.seconds:.0f} s.", "good"
         if event.calibration is not None:
             message += f" Scores above {event.calibration.threshold:.2f} deviate."
     return html.note(message, kind, [*event.notices, *(warning.message for warning in event.warnings)])

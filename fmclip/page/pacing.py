@@ -10,6 +10,7 @@ from fmclip.errors import FmclipError
 from fmclip.learning import estimate_seconds
 from fmclip.page import html
 from fmclip.page.visitors import Visitor
+from fmclip.settings import read_variants
 
 
 def show(visitor: Visitor) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def estimate(visitor: Visitor) -> str:
     session, count = visitor.session, len(visitor.references)
     seconds = None
     if count:
-        seconds = estimate_seconds(session.tower, session.device, visitor.method, visitor.preset, count)
+        settings = read_variants(visitor.method, visitor.variants)
+        seconds = estimate_seconds(session.tower, session.device, visitor.method, visitor.preset, count, settings)
     if seconds is None:
         return ""
     words = f"{max(1, round(seconds))} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -19,7 +19,7 @@ element.addEventListener('click', (event) => {
   if (example) trigger('click', {index: Number(example.dataset.index)});
 });
 """
-VARIANTS_INFO = "Ablations and other ways of the method, for the next Adapt; none of them takes longer"
+VARIANTS_INFO = "Ablations and other ways of the method; none of them takes longer"
 ABNORMALS_INFO = "Scans with a finding, for methods that learn from them. Click one to paint where it is."
 
 
@@ -39,7 +39,7 @@ def method_panel(parts: dict[str, Any], pick_click: str) -> None:
     )
     parts["method_note"] = gr.HTML(elem_id="method-note")
     with gr.Accordion("Variants of the method", open=False, visible=False) as parts["variant_panel"]:
-        parts["variants"] = gr.CheckboxGroup(label=VARIANTS_INFO, elem_id="variants")
+        parts["variants"] = gr.CheckboxGroup(label="For the next Adapt", info=VARIANTS_INFO, elem_id="variants")
     with gr.Accordion("Abnormal scans (optional)", open=False, visible=False) as parts["abnormal_panel"]:
         parts["abnormal_files"] = gr.File(
             label=ABNORMALS_INFO, file_count="multiple", height=110, elem_id="abnormal-files", elem_classes="fm-file"

@@ -30,7 +30,7 @@ class Teaching(HandlerGroup):
         """Take variants of the method, for the next Adapt."""
         visitor = self._visitors.get(token)
         methods.vary(visitor, variants or [])
-        return {"method_note": methods.describe(visitor)["method_note"]}
+        return {"method_note": methods.describe(visitor)["method_note"], "estimate": pacing.estimate(visitor)}
 
     @guarded("abnormal_note")
     def add_abnormals(

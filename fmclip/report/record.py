@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fmclip.calibration import Calibration
@@ -13,7 +13,7 @@ from fmclip.checkpoint import parse_config
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig
 from fmclip.errors import FmclipError
 from fmclip.scans import AS_STORED, Scan, name_window, parse_window
-from fmclip.settings import PRESETS, further_presets
+from fmclip.settings import PRESETS, further_presets, in_words, variable
 
 FORMAT, FORMAT_VERSION = "fmclip-run", 1
 MAX_CHARS = 2**20
@@ -126,7 +126,7 @@ class RunRecord:
 
     @property
     def preset(self) -> str:
-        """Name of the preset whose settings these are ("full"), `OWN_SETTINGS`, or `NOT_TRAINED`."""
+        """Name of the preset whose settings these are ("full"), `OWN_SETTINGS` or `NOT_TRAINED`; with the variants."""
         return preset_of(self.config)
 
     def describe(self) -> list[tuple[str, str]]:
@@ -187,9 +187,13 @@ def preset_of(config: DetectorConfig) -> str:
     config_class: Any = type(config)
     names = (*PRESETS, *further_presets(config_class))
     presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
-    if presets[PRESETS[0]] == presets[PRESETS[-1]]:
-        return NOT_TRAINED
-    return next((name for name, preset in presets.items() if preset == config), OWN_SETTINGS)
+    varied = {name: getattr(config, name) for name in variable(config_class)}
+    is_trained = presets[PRESETS[0]] != presets[PRESETS[-1]]
+    for name, preset in presets.items():
+        if replace(preset, **varied) == config:
+            changed = {key: value for key, value in varied.items() if value != getattr(preset, key)}
+            return in_words(name if is_trained else NOT_TRAINED, changed)
+    return OWN_SETTINGS if is_trained else NOT_TRAINED
 
 
 def _beyond_the_config(detector: Detector) -> str:

@@ -111,7 +111,7 @@ def test_a_reload_finds_the_session_again_and_another_tab_does_not(visitor: Page
     visitor.get_by_text("Variants of the method").click()
     visitor.locator("#variants input").check()
     visitor.click("#adapt")
-    expect(visitor.locator("#status")).to_contain_text("Adapted to 4 reference scans", timeout=LONG)
+    expect(visitor.locator("#status")).to_contain_text("Adapted to 4 reference scans with over=patches", timeout=LONG)
     path = tmp_path / "scan.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)).save(path)
     visitor.set_input_files("#query-files input[type=file]", path)
@@ -121,7 +121,6 @@ def test_a_reload_finds_the_session_again_and_another_tab_does_not(visitor: Page
     expect(visitor.locator("#status")).to_contain_text("Here again after a reload", timeout=LONG)
     expect(visitor.locator("#references img")).to_have_count(4)
     expect(visitor.locator("#cards .fm-score")).to_have_text(score)
-    visitor.get_by_text("Variants of the method").click()
     expect(visitor.locator("#variants input")).to_be_checked()
     assert visitor.url.rstrip("/") == served.url.rstrip("/")  # no key in the address
     other = visitor.context.new_page()

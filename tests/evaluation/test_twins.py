@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fmclip.evaluation import load_datasets, split_cases
-from fmclip.evaluation.twins import Look, name_groups
+from fmclip.evaluation import load_datasets, looks, split_cases
+from fmclip.evaluation.twins import Look, name_groups, twins_across
 from fmclip.scans import Scan, read_scan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -109,39 +109,92 @@ def _save(folder, pictures):
         cv2.imwrite(str(path), np.round(255 * pixels))
 
 
-def test_copies_in_the_dataset_that_is_learned_from_are_not_tested(tmp_path):
-    """Three normal scans of the other set are its scans saved again, mirrored or brighter."""
+@pytest.fixture
+def two_sets(tmp_path):
+    """Three normal scans of the second set are those of the first saved again, mirrored or brighter."""
     pictures = _pictures("brain_mri_t1")
     copies = [_saved_again(pictures[0]), pictures[1][:, ::-1], np.clip(1.1 * pictures[2], 0, 1)]
     _save(tmp_path / "first", pictures[:9])
     _save(tmp_path / "second", [*copies, *pictures[9:]])
-    told = []
-    second, first = load_datasets(tmp_path, ["second"], fit_on="first", on_progress=lambda *step: told.append(step))
-    assert (second.notes, first.notes) == (("3 scans look like scans of another dataset",),) * 2
+    return tmp_path
+
+
+FOUND = "3 scans look like scans of first, which is learned from"
+
+
+def test_copies_of_what_another_dataset_learns_from_are_not_tested(two_sets):
+    second, first = load_datasets(two_sets, ["second"], fit_on="first")
+    assert (second.notes, first.notes) == ((FOUND,), ())
     split = split_cases(second.cases, 6, 0, fit_on=first.cases)  # all normal scans of the first
     assert split.n_twins == 3
     assert {case.path.stem for case in split.test}.isdisjoint("012")
-    alone = load_datasets(tmp_path, ["second", "first"])
-    assert [case.group for one in alone for case in one.cases] == [case.group for case in (*second.cases, *first.cases)]
-    assert not any(one.notes for one in alone)
-    assert [share for share, _ in told] == sorted(share for share, _ in told)
-    assert {text for _, text in told} == {"second, looking for copies", "first, looking for copies"}
 
 
-def test_twins_of_one_dataset_stay_twins_beside_another():
-    """Thirty copies in the other set are closer than a twin in the own one."""
-    pictures = _pictures("brain_mri_t1")
-    own = [Look.at(Scan(pixels)) for pixels in [_saved_again(pictures[0]), *pictures]]
-    others = [Look.at(Scan(pictures[0] * (1 - 0.002 * step))) for step in range(1, 31)]
-    assert len(set(name_groups(own))) == 16
-    assert len(set(name_groups([*own, *others])[:17])) == 17
-    assert len(set(name_groups(own, others)[:17])) == 16
+def test_what_is_learned_from_is_the_same_whatever_is_tested(two_sets):
+    (alone,) = load_datasets(two_sets, ["first"])
+    _, *beside = load_datasets(two_sets, ["second"], fit_on="first")
+    _save(two_sets / "third", [_shifted(picture) for picture in _pictures("brain_mri_t1")[:9]])
+    among = load_datasets(two_sets, fit_on="first")
+    assert [one.name for one in among] == ["first", "second", "third"]
+    assert beside == [alone] == among[:1]
+    assert among[1] == load_datasets(two_sets, ["second"], fit_on="first")[0]
+    assert among[2].notes == ("9 scans look like scans of first, which is learned from",)
+    groups = [case.group for case in among[1].cases]
+    assert groups == [case.group for case in load_datasets(two_sets, ["second"])[0].cases]  # and so the halves
 
 
-def test_very_many_scans_are_not_compared_with_another_dataset(tmp_path, monkeypatch):
-    pictures = _pictures("brain_mri_t1")
-    monkeypatch.setattr("fmclip.evaluation.looks.MOST_COMPARED", 15)
-    _save(tmp_path / "first", pictures[:8])
-    _save(tmp_path / "second", pictures[8:])
-    note = "16 scans are too many to look for copies in the other dataset"
-    assert [one.notes for one in load_datasets(tmp_path, fit_on="first")] == [(note,)] * 2
+@pytest.mark.parametrize("known", ["first", "second", "both"])
+def test_copies_across_are_found_where_a_manifest_names_looks(two_sets, write_manifest, known):
+    rows = [
+        {
+            "dataset": name,
+            "path": f"{name}/{path.parent.name}/{path.name}",
+            "label": "normal" if path.parent.name == "no" else "abnormal",
+            "group": f"{name} {path.stem}",
+            "look": f"{name}-{path.stem}" if known in (name, "both") else "",
+        }
+        for name in ("first", "second")
+        for path in sorted((two_sets / name).glob("*/*.png"))
+    ]
+    first, second = load_datasets(write_manifest(two_sets, rows), fit_on="first")
+    assert (second.notes, first.notes) == ((FOUND,), ())
+    assert split_cases(second.cases, 6, 0, fit_on=first.cases).n_twins == 3
+
+
+def test_twins_of_a_copy_in_its_own_dataset_are_copies_too():
+    pictures = _pictures("brain_mri_t1", 8)
+    source = [(f"own {place}", Look.at(Scan(pixels))) for place, pixels in enumerate(pictures)]
+    pixels = [_saved_again(pictures[0]), *_pictures("simulated_breast_ultrasound", 2)]
+    others = [(name, Look.at(Scan(own))) for name, own in zip(("one", "one", "two"), pixels, strict=True)]
+    assert twins_across(source, others) == [("own 0",), ("own 0",), ()]
+    assert twins_across(source, others[1:]) == [(), ()]  # by themselves
+    assert twins_across([], others) == [()] * 3
+    assert twins_across(source, []) == []
+
+
+@pytest.mark.parametrize(("most", "grouped"), [(15, False), (8, True)])
+def test_very_many_scans_are_not_compared_with_another_dataset(
+    tmp_path, two_sets, write_manifest, monkeypatch, most, grouped
+):
+    monkeypatch.setattr(looks, "MOST_COMPARED", most)
+    if grouped:
+        rows = [
+            {"dataset": name, "path": f"{name}/no/{n}.png", "label": "normal", "group": f"{name} {n}"}
+            for name, numbers in (("first", range(6)), ("second", range(3)))
+            for n in numbers
+        ]
+        rows += [{**rows[0], "path": f"first/yes/{n}.png", "group": f"first {n}"} for n in (6, 7, 8)]
+        write_manifest(tmp_path, rows)
+    first, second = load_datasets(tmp_path, fit_on="first")
+    assert second.notes == ("the scans are too many to look for copies of those of first, which is learned from",)
+    assert bool(first.notes) == grouped  # what is too large by itself says so
+
+
+def test_reading_a_dataset_shows_how_far_it_is(two_sets):
+    told = []
+    load_datasets(two_sets, ["second"], fit_on="first", on_progress=lambda *step: told.append(step))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert len(set(shares)) > 18
+    assert "first: reading scans" in {text for _, text in told}
