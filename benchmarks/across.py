@@ -7,7 +7,7 @@ the example cases beside this folder are a set of their own for two kinds: T1 sl
 breast ultrasound, both with simulated lesions. Each way is measured: what is learned from one head or from simulated
 scans, asked about patients, and the other way round; beside it what is learned from the tested set itself. Of patients
 the report half is asked about, and the same scans whatever was learned from. With two folders of one kind
-`python -m fmclip evaluate ROOT --fit-on A --dataset B` does the same.
+`python -m fmclip evaluate ROOT --fit-on A --dataset B` measures the first way, and looks for copies across the two.
 
 It writes results/across.json and across.md. No setting was chosen by this table; that other settings do no harm to the
 example cases was looked at (benchmarks/NOTES.md).

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -61,6 +62,18 @@ def test_a_scan_that_cannot_be_read_is_told_without_its_name(root):
     result = _evaluate(root, "--dataset", "blobs", "--method", "patch_memory", "--seeds", 1)
     assert "blobs: 1 files that cannot be read" in result.stderr
     assert "jane" not in result.stderr + result.stdout
+
+
+def test_a_copy_in_the_set_that_is_learned_from_is_not_tested(root, tmp_path):
+    file = tmp_path / "rows.json"
+    count = len(list((root / "others/normal").iterdir()))
+    picture = cv2.imread(str(root / "others/normal/1.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(root / "blobs/normal/1.png"), picture[:, ::-1])
+    options = ("--dataset", "blobs", "--fit-on", "others", "--method", "patch_memory", "--seeds", 1, "--k", count)
+    result = _evaluate(root, *options, "--json", file)
+    assert "blobs: 1 scans look like scans of others" in " ".join(result.stderr.split())
+    *_, row = json.loads(file.read_text())["rows"]
+    assert (row["k"], row["n_twins"], row["n_normal"]) == (count, 1, 5)
 
 
 @pytest.mark.parametrize("options", [(), ("--dataset", "blobs")])
