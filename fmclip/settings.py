@@ -110,7 +110,7 @@ def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
         texts: Some of `variants_of` its config; or the plain values of these settings.
 
     Returns:
-        Values of settings by name.
+        Values by name, of those that are not the plain ones, whatever the order of the texts.
 
     Raises:
         FmclipError: One is none of them.
@@ -118,14 +118,16 @@ def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
     from fmclip.detectors import DETECTORS
 
     config: Any = DETECTORS[method].config_class
-    variants = variants_of(config)
-    names = variable(config)
-    if isinstance(texts, str):
+    if not isinstance(texts, (list, tuple)):
         raise FmclipError("Variants are given as a list of NAME=VALUE.")
-    for text in texts:
-        if str(text).partition("=")[0].strip() not in names:
-            raise FmclipError(f"{method} has no variant {text!r}; {_there_are(list(variants))}.")
-    return read_settings(texts, {method: config})
+    names, variants, plain = variable(config), variants_of(config), config()
+    unknown = [text for text in texts if str(text).partition("=")[0].strip() not in names]
+    values = {} if unknown else read_settings(texts, {method: config})
+    changed = {name: values[name] for name in names if name in values and values[name] != getattr(plain, name)}
+    unknown += [text for name, value in changed.items() if (text := f"{name}={_shown(value)}") not in variants]
+    if unknown:
+        raise FmclipError(f"{method} has no variant {unknown[0]!r}; {_there_are(list(variants))}.")
+    return changed
 
 
 def read_settings(texts: Sequence[str], configs: Mapping[str, type[DetectorConfig]]) -> dict[str, Any]:

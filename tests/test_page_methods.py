@@ -154,6 +154,12 @@ def test_no_variant_makes_training_longer(method, preset):
         assert config_of(method, preset, read_variants(method, [variant])).plan(16) == plain
 
 
+def test_the_order_of_ticks_and_plain_values_change_nothing():
+    """The same training has the same name, wherever it is told or timed."""
+    chosen = read_variants("madclip", ["heads=common", "prompts=fixed", "branches=two"])
+    assert list(chosen.items()) == [("prompts", "fixed"), ("heads", "common")]
+
+
 def test_the_ablations_of_madclip_are_its_variants(teaching):
     page = shown(teaching.choose_method("madclip", ME))
     assert [variant for _, variant in page["variants"]["choices"]] == [

@@ -77,7 +77,7 @@ def test_words_of_a_person_are_no_formulas_and_fit_the_page(tmp_path, pages):
     write_report(tmp_path / "r.pdf", shown, replace(record, config=replace(record.config, scan_type="$\\foo$ " * 30)))
     assert len(pages) == 3
     for page in pages:
-        head = next(text for text in page.texts if record.date in text.get_text() and "Settings" not in text.get_text())
+        head = next(text for text in page.texts if record.date in text.get_text() and "Seed" not in text.get_text())
         assert head.get_text().startswith("$\\foo$")
         assert len(head.get_text()) < 80
 
@@ -265,5 +265,7 @@ def test_a_row_of_table_8_is_named_as_such():
 
 def test_a_variant_is_named_beside_its_preset():
     assert preset_of(replace(MadCLIPConfig.preset("fast"), heads="common")) == "fast, heads=common"
-    assert preset_of(replace(MadCLIPConfig.preset("fast"), heads="common", lr=0.5)) == OWN_SETTINGS
-    assert preset_of(PatchMemoryConfig(over="patches")) == f"{NOT_TRAINED}, over=patches"
+    assert preset_of(replace(MadCLIPConfig.preset("fast"), heads="common", lr=0.5)) == f"{OWN_SETTINGS}, heads=common"
+    for reweighting in (0, 3):
+        config = PatchMemoryConfig(over="patches", reweighting=reweighting)
+        assert preset_of(config) == f"{NOT_TRAINED}, over=patches"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ class Case:
     group: str
     part: Part | None = None
     look: str = ""
-    copies: tuple[str, ...] = ()
+    copies: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

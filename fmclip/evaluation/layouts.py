@@ -75,7 +75,10 @@ def _read_folder(
 
 
 def _read_manifest(root: Path) -> dict[str, list[Case]]:
-    """Columns dataset, path, label ("normal" or "abnormal"); mask, group, look and part ("train", "test") if known."""
+    """Columns dataset, path, label ("normal" or "abnormal"); mask, group, look and part ("train", "test") if known.
+
+    A group, or a look, of one name is the same in all datasets.
+    """
     cases: dict[str, list[Case]] = {}
     with (root / MANIFEST).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)

@@ -28,7 +28,7 @@ class Seen:
     Attributes:
         dataset: Its cases that can be read, with their groups and looks.
         looks: Of those that were looked at, by their place among the cases.
-        is_whole: Whether all were, but for those that cannot be read.
+        is_whole: Whether all of them were to be looked at, those of a known look too.
     """
 
     dataset: Dataset
@@ -52,7 +52,7 @@ def look_at_all(
         cases: All that it lists.
         left_out: How many were left out so far, by reason.
         scan_type: What they show unless the name says otherwise.
-        every: Whether those are looked at, too, whose look is known: for `find_copies`.
+        every: Whether those are looked at, too, whose look is known, unless there are very many: for `find_copies`.
         on_progress: Told how far it is.
 
     Returns:
@@ -62,11 +62,12 @@ def look_at_all(
     left_out, cases = Counter(left_out), list(cases)
     kept: list[Case] = []
     looks: dict[int, Look] = {}
-    grouped = sum(bool(case.group and (every or not case.look)) for case in cases)
+    grouped = sum(bool(case.group and not case.look) for case in cases)
     skipped = grouped if grouped > MOST_COMPARED else 0
+    every = every and len(cases) <= MOST_COMPARED
     for place, case in enumerate(cases):
         report(_READING * place / len(cases), f"{name}: reading scans")
-        if not case.group or not (skipped or (case.look and not every)):
+        if every or not case.group or not (case.look or skipped):
             try:
                 looks[len(kept)] = Look.at(read_scan(case.path))
             except ScanError:
@@ -82,7 +83,7 @@ def look_at_all(
     if skipped:
         notes.append(f"{skipped} scans are too many to look for copies that their groups miss")
     notes += _notes_on_copies(kept)
-    return Seen(Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes)), looks, not skipped)
+    return Seen(Dataset(name, tuple(kept), scan_type_of(name, scan_type), tuple(notes)), looks, every)
 
 
 def find_copies(seen: Seen, source: Seen) -> Dataset:

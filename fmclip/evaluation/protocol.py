@@ -98,11 +98,10 @@ def split_cases(
     every = list(dict.fromkeys([*cases, *(fit_on or ())]))
     twins = dict(zip(every, twin_groups(every), strict=True))
     is_unique = protocol is Protocol.UNIQUE
-    tuned = {twins[case] for case in every if is_unique and half is Half.REPORT and _half_of(case.group) is Half.TUNING}
-    usable, pool = (
-        _usable([case for case in source if twins[case] not in tuned], protocol, half)
-        for source in (cases, cases if fit_on is None else fit_on)
-    )
+    is_reported = is_unique and half is Half.REPORT
+    usable = _usable(_untuned(cases, every) if is_reported else cases, protocol, half)
+    source = cases if fit_on is None else fit_on  # what is drawn from it does not depend on what is tested
+    pool = _usable(_untuned(source, source) if is_reported else source, protocol, half)
     generator = np.random.default_rng(seed)
     references = _draw(pool, False, k, generator, unreadable)
     abnormals = _draw(pool, True, abnormal_k, generator, unreadable)
@@ -128,6 +127,13 @@ def twin_groups(cases: Sequence[Case]) -> list[int]:
 def _names(case: Case) -> list[tuple[str, str]]:
     looks = [look for look in (case.look, *case.copies) if look]
     return [("group", case.group), *(("look", look) for look in looks)]
+
+
+def _untuned(cases: Sequence[Case], every: Sequence[Case]) -> list[Case]:
+    """Leave out cases with a twin in the tuning half of all that are there."""
+    twins = dict(zip(every, twin_groups(every), strict=True))
+    tuned = {twins[case] for case in every if _half_of(case.group) is Half.TUNING}
+    return [case for case in cases if twins[case] not in tuned]
 
 
 def _usable(cases: Sequence[Case], protocol: Protocol, half: Half) -> list[Case]:

@@ -81,7 +81,9 @@ def twins_across(source: Sequence[tuple[str, Look]], others: Sequence[tuple[str,
     """
     own = [(("source", name), look.digest) for name, look in source]
     theirs = [(("other", name), look.digest) for name, look in others]
-    number_of = components(own, theirs, _twins(_unique([look for _, look in (*source, *others)])))
+    name_of = {digest: name for name, digest in (*own, *theirs)}
+    unique = _unique([look for _, look in (*source, *others)])
+    number_of = components(own, theirs, _twins(unique, [name_of[look.digest] for look in unique]))
     names: dict[int, set[str]] = {}
     for name, look in source:
         names.setdefault(number_of[look.digest], set()).add(name)
@@ -112,11 +114,15 @@ def _unique(looks: Sequence[Look]) -> list[Look]:
     return list({look.digest: look for look in looks}.values())
 
 
-def _twins(looks: Sequence[Look]) -> Iterator[tuple[str, str]]:
-    """Yield digests of pairs that are twins."""
-    if len(looks) < 2:
+def _twins(looks: Sequence[Look], names: Sequence[Hashable] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield digests of pairs that are twins; those of one name are known to be, and are not looked for."""
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names or range(len(looks))))}
+    if len(number_of) < 2:
         return
-    pairs, usual = _neighbours(np.stack([_shrink(look.thumbnail) for look in looks]))
+    numbers = np.array([number_of[name] for name in names or range(len(looks))])
+    order = numbers.argsort(kind="stable")
+    looks, numbers = [looks[place] for place in order], numbers[order]
+    pairs, usual = _neighbours(np.stack([_shrink(look.thumbnail) for look in looks]), numbers)
     bounds = np.maximum(NEAR_DUPLICATE, 1 - (1 - usual) / CLOSER)  # [N]
     for one, other in sorted(pairs):
         if _are_twins(looks[one], looks[other], max(bounds[one], bounds[other])):
@@ -129,21 +135,33 @@ def _are_twins(one: Look, other: Look, bound: float) -> bool:
     return any(correlation(*pair) > bound for pair in lay_over(one.thumbnail, other.thumbnail))
 
 
-def _neighbours(small: np.ndarray) -> tuple[set[tuple[int, int]], np.ndarray]:
-    """Pairs (lower place first) of each of the pictures [N, 1024] with its neighbours, and how close these are [N]."""
+def _neighbours(small: np.ndarray, numbers: np.ndarray) -> tuple[set[tuple[int, int]], np.ndarray]:
+    """Pairs (lower place first) of each picture with the closest one of other numbers, and how close these are.
+
+    Args:
+        small: [N, 1024] pictures.
+        numbers: [N] ascending; known twins share one, so that many of them do not say how alike others are.
+
+    Returns:
+        Pairs; the median closeness of each to its neighbours, [N].
+    """
     pairs: set[tuple[int, int]] = set()
     usual = np.zeros(len(small))
-    count = min(NEIGHBOURS, len(small) - 1)
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # [M]
+    ends = [*starts[1:].tolist(), len(small)]
+    count = min(NEIGHBOURS, len(starts) - 1)
     for start in range(0, len(small), _BLOCK):
         closeness = _closeness(small[start : start + _BLOCK], small)  # [B, N]
         own = np.arange(len(closeness))
-        closeness[own, start + own] = -1
-        nearest = np.argpartition(closeness, -count, axis=1)[:, -count:]  # [B, count]
-        values = np.take_along_axis(closeness, nearest, axis=1)
+        by_number = np.maximum.reduceat(closeness, starts, axis=1)  # [B, M]
+        by_number[own, numbers[start + own]] = -1
+        nearest = np.argpartition(by_number, -count, axis=1)[:, -count:]  # [B, count]
+        values = np.take_along_axis(by_number, nearest, axis=1)
         usual[start + own] = np.median(values, axis=1)
-        rows, columns = np.nonzero(values > _LIKELY)
-        ends = np.sort(np.stack([start + rows, nearest[rows, columns]], axis=1), axis=1)  # [P, 2]
-        pairs.update((one, other) for one, other in ends.tolist())
+        for row, column in np.argwhere(values > _LIKELY).tolist():
+            first, last = starts[nearest[row, column]], ends[nearest[row, column]]
+            other = int(first + closeness[row, first:last].argmax())
+            pairs.add((min(start + row, other), max(start + row, other)))
     return pairs, usual
 
 

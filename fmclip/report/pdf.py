@@ -191,7 +191,8 @@ def _word(finding: Finding) -> str:
 
 def _settings(figure: Figure, y: float, record: RunRecord) -> None:
     text = " · ".join(f"{name}: {value}" for name, value in record.describe())
-    _paragraph(figure, y, text, "Settings", size=7.5, width=122)
+    is_long = len(textwrap.wrap(text, 122)) > 4  # many variants, or why it cannot be done again
+    _paragraph(figure, y, text, "Settings", size=6.5 if is_long else 7.5, width=140 if is_long else 122)
 
 
 def _rows(figure: Figure, x: float, y: float, rows: Sequence[tuple[str, str]]) -> None:

@@ -187,13 +187,13 @@ def preset_of(config: DetectorConfig) -> str:
     config_class: Any = type(config)
     names = (*PRESETS, *further_presets(config_class))
     presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
+    plain = config_class()
     varied = {name: getattr(config, name) for name in variable(config_class)}
-    is_trained = presets[PRESETS[0]] != presets[PRESETS[-1]]
-    for name, preset in presets.items():
-        if replace(preset, **varied) == config:
-            changed = {key: value for key, value in varied.items() if value != getattr(preset, key)}
-            return in_words(name if is_trained else NOT_TRAINED, changed)
-    return OWN_SETTINGS if is_trained else NOT_TRAINED
+    changed = {name: value for name, value in varied.items() if value != getattr(plain, name)}
+    if presets[PRESETS[0]] == presets[PRESETS[-1]]:
+        return in_words(NOT_TRAINED, changed)
+    alike = (name for name, preset in presets.items() if replace(preset, **varied) == config)
+    return in_words(next(alike, OWN_SETTINGS), changed)
 
 
 def _beyond_the_config(detector: Detector) -> str:

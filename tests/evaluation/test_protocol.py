@@ -70,6 +70,17 @@ def test_a_copy_of_the_other_sets_tuning_half_is_not_reported_on():
     assert cases[24] not in split_cases(cases, 3, 0, half=Half.REPORT, fit_on=tuned).test
 
 
+def test_what_is_learned_from_does_not_depend_on_copies_of_it_that_are_tested():
+    fit_on = [replace(case, path=Path("other") / case.path, group=f"other {case.group}") for case in _cases()[:20]]
+    fit_on = [replace(case, look=f"look {place}") for place, case in enumerate(fit_on)]
+    every = tuple(case.look for case in fit_on)
+    copied = [replace(case, copies=every) if place % 5 == 0 else case for place, case in enumerate(_cases())]
+    for half in Half:
+        plain, beside = (split_cases(cases, 4, 0, half=half, fit_on=fit_on) for cases in (_cases(), copied))
+        assert beside.references == plain.references
+        assert beside.n_normal < plain.n_normal
+
+
 def test_no_scan_of_the_report_half_is_a_copy_of_one_of_the_tuning_half():
     cases = _looking_alike("0.png", "4.png", "24.png")  # the first lies in the tuning half, 4 in the other
     tuning, report = (split_cases(cases, 3, 0, half=half) for half in (Half.TUNING, Half.REPORT))

@@ -172,6 +172,36 @@ def test_twins_of_a_copy_in_its_own_dataset_are_copies_too():
     assert twins_across(source, []) == []
 
 
+def test_many_copies_in_what_is_learned_from_hide_none_that_is_tested():
+    pictures = _pictures("brain_mri_t1")
+    darker = [pictures[0] * (1 - 0.002 * step) for step in range(1, 31)]
+    source = [("0", Look.at(Scan(pixels))) for pixels in darker]
+    source += [(str(place), Look.at(Scan(pictures[place]))) for place in range(1, 16)]
+    tested = [("other", Look.at(Scan(_saved_again(pictures[0]))))]
+    assert twins_across(source, tested) == [("0",)]
+    assert twins_across(tested, source)[:31] == [("other",)] * 30 + [()]
+
+
+def test_looks_that_a_manifest_names_are_few_enough_to_find_the_others(tmp_path, two_sets, write_manifest, monkeypatch):
+    monkeypatch.setattr(looks, "MOST_COMPARED", 4)
+    rows = [
+        {
+            "dataset": "first",
+            "path": f"first/no/{n}.png",
+            "label": "normal",
+            "group": str(n),
+            "look": "" if n < 3 else n,
+        }
+        for n in range(6)
+    ]
+    rows += [{**rows[0], "dataset": "second", "path": "second/yes/9.png"}]
+    (alone,) = load_datasets(write_manifest(tmp_path, rows), ["first"])
+    first, second = load_datasets(tmp_path, fit_on="first")
+    assert first == alone
+    assert all(case.look for case in first.cases)
+    assert second.notes == ("the scans are too many to look for copies of those of first, which is learned from",)
+
+
 @pytest.mark.parametrize(("most", "grouped"), [(15, False), (8, True)])
 def test_very_many_scans_are_not_compared_with_another_dataset(
     tmp_path, two_sets, write_manifest, monkeypatch, most, grouped
