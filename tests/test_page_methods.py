@@ -1,14 +1,19 @@
 """The choice of a method on the page, and abnormal scans with painted masks."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 from page_scans import CPU, ME, PLAIN, event, pictures, shown
 
-from fmclip.detectors import DETECTORS
+from fmclip.detectors import DETECTORS, DetectorConfig
+from fmclip.detectors.base import setting
 from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.published import Published
+from fmclip.errors import FmclipError
+from fmclip.job import what_is_trained
 from fmclip.page import exports
 from fmclip.page.handlers import Handlers
 from fmclip.page.keeping import Keeping
@@ -158,6 +163,24 @@ def test_the_order_of_ticks_and_plain_values_change_nothing():
     """The same training has the same name, wherever it is told or timed."""
     chosen = read_variants("madclip", ["heads=common", "prompts=fixed", "branches=two"])
     assert list(chosen.items()) == [("prompts", "fixed"), ("heads", "common")]
+
+
+def test_only_declared_values_are_variants(monkeypatch):
+    @dataclass(frozen=True)
+    class Config(DetectorConfig):
+        way: Literal["plain", "short", "slow"] = setting("plain", "how", {"short": "in short"})
+
+    monkeypatch.setitem(DETECTORS, "other", SimpleNamespace(config_class=Config))
+    assert read_variants("other", ["way=short"]) == {"way": "short"}
+    with pytest.raises(FmclipError, match="no variant 'way=slow'; there are way=short"):
+        read_variants("other", ["way=slow"])
+
+
+def test_a_variant_has_a_pace_of_its_own():
+    """ConRAD without its prompts takes a fraction of the time: nobody's estimate may come from there."""
+    assert what_is_trained("mini", "cpu", "conrad", {"conditioned": False}) != what_is_trained(
+        "mini", "cpu", "conrad", {}
+    )
 
 
 def test_the_ablations_of_madclip_are_its_variants(teaching):
