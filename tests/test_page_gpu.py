@@ -176,7 +176,7 @@ def fast_path(monkeypatch):
 
 
 def test_stop_reaches_a_training_with_static_steps_and_its_state_comes_back(session, monkeypatch, fast_path):
-    endless = {"stage2_epochs": 10**5, "stage3_epochs": 0, "pool_size": 8, "batch_size": 4}
+    endless = {"stage2_epochs": 10**4, "stage3_epochs": 0, "pool_size": 8, "batch_size": 4}
     monkeypatch.setitem(fusion.PRESETS, "fast", endless)
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 60)
     for event in session.adapt(make_scans(1, 4), preset="fast"):
