@@ -97,7 +97,7 @@ def variants_of(config_class: type[DetectorConfig]) -> dict[str, str]:
     }
 
 
-def variable(config_class: type[DetectorConfig]) -> list[str]:
+def settings_with_variants(config_class: type[DetectorConfig]) -> list[str]:
     """Names of the settings that have variants."""
     return [one.name for one in fields(config_class) if one.metadata.get("variants")]
 
@@ -120,7 +120,7 @@ def read_variants(method: str, texts: Sequence[str]) -> dict[str, Any]:
     config: Any = DETECTORS[method].config_class
     if not isinstance(texts, (list, tuple)):
         raise FmclipError("Variants are given as a list of NAME=VALUE.")
-    names, variants, plain = variable(config), variants_of(config), config()
+    names, variants, plain = settings_with_variants(config), variants_of(config), config()
     unknown = [text for text in texts if str(text).partition("=")[0].strip() not in names]
     values = {} if unknown else read_settings(texts, {method: config})
     changed = {name: values[name] for name in names if name in values and values[name] != getattr(plain, name)}

@@ -13,7 +13,7 @@ from fmclip.checkpoint import parse_config
 from fmclip.detectors import DETECTORS, Detector, DetectorConfig
 from fmclip.errors import FmclipError
 from fmclip.scans import AS_STORED, Scan, name_window, parse_window
-from fmclip.settings import PRESETS, further_presets, in_words, variable
+from fmclip.settings import PRESETS, further_presets, in_words, settings_with_variants
 
 FORMAT, FORMAT_VERSION = "fmclip-run", 1
 MAX_CHARS = 2**20
@@ -188,7 +188,7 @@ def preset_of(config: DetectorConfig) -> str:
     names = (*PRESETS, *further_presets(config_class))
     presets = {name: config_class.preset(name, scan_type=config.scan_type, seed=config.seed) for name in names}
     plain = config_class()
-    varied = {name: getattr(config, name) for name in variable(config_class)}
+    varied = {name: getattr(config, name) for name in settings_with_variants(config_class)}
     changed = {name: value for name, value in varied.items() if value != getattr(plain, name)}
     if presets[PRESETS[0]] == presets[PRESETS[-1]]:
         return in_words(NOT_TRAINED, changed)
