@@ -56,12 +56,15 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("--name", "methods-by-k", "--k", "4", "8", "32", "--seeds", "2"),
     ),
     "ablation": ("ablation", "--tower", "mini", "--k", "16", "--seeds", "1"),
+    "wrong-reference": ("wrong_reference", "--k", "4", "8", "16", "--seeds", "5"),
     "across": ("across", "--k", "8", "--seeds", "3"),
     "scanner": ("scanner", "--tower", "mini", "--method", "patch_memory", "--k", "16", "--seeds", "3"),
 }
 """Module and options of each, by the name of its files."""
 WITHOUT_MARKS = "quality-report-busi-without-marks"
 """Asks about a copy of the data (`benchmarks.marks`)."""
+SHORT = ("wrong-reference",)
+"""Measured in one go, so that nothing need be kept."""
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def commands(name: str, root: Path, scratch: Path, options: argparse.Namespace) 
         words[words.index("TRANSFORMER")] = options.transformer
     if module == "quality":
         words += ["--name", name]
-    if options.keep is not None:
+    if options.keep is not None and name not in SHORT:
         words += ["--resume", str(options.keep / f"{name}.jsonl")]
     yield [f"benchmarks.{module}", str(root), *words, "--out", str(options.out)]
 

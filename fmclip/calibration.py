@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fmclip.errors import ReferenceSetError
-from fmclip.prediction_interval import SpreadPrior, exceedance, prediction_bound
+from fmclip.prediction_interval import SpreadPrior, counted, exceedance, find_outliers, prediction_bound
 from fmclip.scans import Scan
 
 MIN_REFERENCES = 2
@@ -19,7 +19,6 @@ MAX_REFERENCES = 64
 RECOMMENDED_REFERENCES = (4, 32)
 
 FALSE_ALARM_RATE = 0.10  # share of new normal scans that may lie above the threshold
-OUTLIER_RATE = 0.01  # share of sound reference sets in which a scan may be called an outlier
 RULE = "prediction bound 90 %"
 DEVIATES = "deviates"
 WITHIN = "within the references"
@@ -56,8 +55,9 @@ class Calibration:
         The bound is the one-sided prediction interval for one more value of the same kind,
         mean + t(k - 1) * sd * sqrt(1 + 1/k) of the log-odds: with few references it keeps a larger distance, as it
         should. With a prior, sd and the degrees of freedom are those of the posterior, so that a handful of scans that
-        happen to lie apart, or together, does not move it far. Scores that `find_outliers` names are left out, so
-        that one wrong reference scan cannot lift the threshold over everything.
+        happen to lie apart, or together, does not move it far. One wrong reference scan must not lift the threshold
+        over everything: scores that `find_outliers` names are left out, or, with a prior that knows of wrong
+        references, the highest count as far as they are likely to be sound (`fmclip.prediction_interval`).
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.
@@ -74,7 +74,7 @@ class Calibration:
             raise ReferenceSetError("The training diverged: the scores are no numbers. Choose smaller learning rates.")
         if len(values) < MIN_REFERENCES:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
-        return cls(values, prediction_bound(_without_outliers(values), FALSE_ALARM_RATE, prior), prior=prior)
+        return cls(values, prediction_bound(counted(values, prior), FALSE_ALARM_RATE, prior), prior=prior)
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""
@@ -91,7 +91,7 @@ class Calibration:
 
     def p_values(self, scores: Sequence[float]) -> np.ndarray:
         """Share of new normal scans expected to score as high: n scores -> [n]; at the threshold `FALSE_ALARM_RATE`."""
-        return exceedance(_without_outliers(self.reference_scores), scores, self.prior)
+        return exceedance(counted(self.reference_scores, self.prior), scores, self.prior)
 
     def is_abnormal(self, score: float) -> bool:
         """Whether a score lies above the threshold."""
@@ -121,7 +121,7 @@ class Calibration:
             scores = tuple(float(score) for score in values["reference_scores"])
             threshold, rule = float(values["threshold"]), str(values["rule"])
             known = values.get("prior")  # files of earlier versions have none
-            prior = None if known is None else SpreadPrior(float(known["scans"]), float(known["spread"]))
+            prior = None if known is None else _read_prior(known)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError("the calibration is not complete") from error
         if not MIN_REFERENCES <= len(scores) <= MAX_REFERENCES:
@@ -181,12 +181,12 @@ def require_references(scans: Sequence[Scan]) -> None:
         raise ReferenceSetError(f"All {len(scans)} normal scans are (almost) the same picture. Give different ones.")
 
 
-def check_references(scans: Sequence[Scan], scores: Sequence[float] | None = None) -> list[ReferenceWarning]:
+def check_references(scans: Sequence[Scan], calibration: Calibration | None = None) -> list[ReferenceWarning]:
     """Look for what goes wrong most often with reference sets: copies, mixed scan types, outliers.
 
     Args:
         scans: The k reference scans.
-        scores: Leave-one-out scores of the `distinct` ones, once there are some.
+        calibration: Of the `distinct` ones, once there is one.
 
     Returns:
         Warnings, the plainest first; empty when nothing stands out.
@@ -201,37 +201,17 @@ def check_references(scans: Sequence[Scan], scores: Sequence[float] | None = Non
     warnings += _check_colours(scans)
     warnings += _check_intensities(scans)
     places = [next(i for i, scan in enumerate(scans) if scan is one) for one in distinct(scans)]
-    for place in [places[i] for i in sorted(find_outliers(scores))] if scores is not None else []:
+    outliers = find_outliers(calibration.reference_scores, calibration.prior) if calibration is not None else ()
+    for place in [places[i] for i in sorted(outliers)]:
         message = f"{scans[place].label} looks unlike the other {len(scans) - 1}: keep it?"
         warnings.append(ReferenceWarning("outlier", message, (place,)))
     return warnings
 
 
-def find_outliers(scores: Sequence[float]) -> set[int]:
-    """Find scores that lie far above all others.
-
-    A score stands out if it lies above the prediction bound of the others, at a false alarm rate for the whole set. The
-    highest is looked at first, and the next one against the rest, so that two outliers do not hide each other; at most
-    a quarter of the set is named.
-
-    Args:
-        scores: Leave-one-out scores of the reference scans.
-
-    Returns:
-        Places (from 0) of the outliers; always empty for fewer than four scores.
-    """
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    outliers: set[int] = set()
-    for count in range(1, len(scores) // 4 + 1):
-        rest = [scores[place] for place in order[count:]]
-        if scores[order[count - 1]] > prediction_bound(rest, OUTLIER_RATE / len(scores)):
-            outliers = set(order[:count])
-    return outliers
-
-
-def _without_outliers(scores: Sequence[float]) -> list[float]:
-    outliers = find_outliers(scores)
-    return [score for place, score in enumerate(scores) if place not in outliers]
+def _read_prior(known: Any) -> SpreadPrior:
+    """Take back a prior; those of earlier versions know of no wrong references."""
+    scans, spread = float(known["scans"]), float(known["spread"])
+    return SpreadPrior(scans, spread, float(known.get("contamination", 0.0)), float(known.get("shift", 0.5)))
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

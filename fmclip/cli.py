@@ -102,7 +102,7 @@ def adapt(
             )
         calibration = detector.calibration()
         save_adapter(out, detector, calibration, window=name_window(shown))
-        _warn(*(warning.message for warning in check_references(normals, calibration.reference_scores)))
+        _warn(*(warning.message for warning in check_references(normals, calibration)))
         typer.echo(f"Adapter saved: {len(normals)} reference scans, threshold {calibration.threshold:.3f}.")
 
 

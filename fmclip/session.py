@@ -215,8 +215,7 @@ class Session:
                 tracker = Tracker(time.monotonic(), what=job.what, plan=job.plan())
                 self.unfinished = self.unfinished if job.start else None  # a Stop may come before the first step
                 yield from self._follow(self._learn(job, stop), job, tracker)
-                scores = self.calibration.reference_scores if self.calibration and tracker.learned else None
-                warnings = tuple(check_references(job.normals, scores))
+                warnings = tuple(check_references(job.normals, self.calibration if tracker.learned else None))
                 if tracker.learned:
                     self.warnings = warnings
                 seconds, notices = time.monotonic() - tracker.started, tuple(tracker.notices)

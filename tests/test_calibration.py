@@ -12,11 +12,10 @@ from fmclip.calibration import (
     Calibration,
     check_references,
     distinct,
-    find_outliers,
     require_references,
 )
 from fmclip.errors import ReferenceSetError
-from fmclip.prediction_interval import SpreadPrior
+from fmclip.prediction_interval import SpreadPrior, find_outliers
 from fmclip.scans import Scan
 
 
@@ -30,7 +29,11 @@ def _scans(count: int, *, shape: tuple[int, int] = (48, 60), seed: int = 0) -> l
 
 
 def _kinds(scans: list[Scan], scores: list[float] | None = None) -> list[tuple[str, tuple[int, ...]]]:
-    return [(warning.kind, warning.scans) for warning in check_references(scans, scores)]
+    return [(warning.kind, warning.scans) for warning in check_references(scans, _calibration(scores))]
+
+
+def _calibration(scores: list[float] | None) -> Calibration | None:
+    return None if scores is None else Calibration.from_scores(scores)
 
 
 @pytest.mark.parametrize("k", [3, 4, 12])
@@ -41,6 +44,44 @@ def test_threshold_keeps_its_false_alarm_rate_for_any_number_of_references(k):
         scores = 1 / (1 + np.exp(-generator.normal(-0.5, 0.2, k + 1)))  # log-odds around -0.5
         alarms.append(Calibration.from_scores(scores[:k]).is_abnormal(scores[k]))
     assert np.mean(alarms) == pytest.approx(0.10, abs=0.015)
+
+
+KNOWN = SpreadPrior(4, 0.12, contamination=0.1, shift=0.5)
+SOUND = [0.40, 0.42, 0.39, 0.41, 0.43, 0.40, 0.38]
+
+
+@pytest.mark.parametrize("k", [4, 8, 20])
+def test_threshold_keeps_its_false_alarm_rate_where_one_reference_in_ten_is_wrong(k):
+    generator = np.random.default_rng(k)
+    alarms, aware, unaware = [], [], []
+    for _ in range(2000):
+        spread = KNOWN.spread * np.sqrt(KNOWN.scans / generator.chisquare(KNOWN.scans))
+        log_odds = generator.normal(-0.5, spread, k + 1)
+        wrong = generator.random(k) < KNOWN.contamination
+        log_odds[:k] = np.where(wrong, -0.5 + generator.exponential(KNOWN.shift, k), log_odds[:k])
+        scores = 1 / (1 + np.exp(-log_odds))
+        aware.append(Calibration.from_scores(scores[:k], KNOWN).threshold)
+        unaware.append(Calibration.from_scores(scores[:k], SpreadPrior(KNOWN.scans, KNOWN.spread)).threshold)
+        alarms.append(scores[k] > aware[-1])
+    assert np.mean(alarms) == pytest.approx(0.10, abs=0.02)
+    assert np.mean(aware) < np.mean(unaware)  # a wrong reference lifts it less
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.1, 0.3, 0.6, 1.2, 4.0])
+def test_the_further_a_reference_lies_above_the_others_the_less_it_counts(distance):
+    highest = 1 / (1 + np.exp(-(np.log(0.43 / 0.57) + distance)))
+    calibration = Calibration.from_scores([*SOUND, highest], KNOWN)
+    assert calibration.p_values([calibration.threshold]) == pytest.approx([FALSE_ALARM_RATE])
+    alone = Calibration.from_scores(SOUND, KNOWN).threshold
+    assert alone < calibration.threshold + 0.01
+    if distance >= 1.2:
+        assert calibration.threshold == pytest.approx(alone, abs=0.002)
+    assert find_outliers(calibration.reference_scores, KNOWN) == ({7} if distance >= 0.3 else set())
+
+
+def test_two_wrong_references_do_not_hide_each_other_from_what_is_known():
+    assert find_outliers([0.6, *SOUND, 0.62], KNOWN) == {0, 8}
+    assert find_outliers([0.62, 0.4, 0.41], KNOWN) == set()  # three scans are too few to tell who is odd
 
 
 @pytest.mark.parametrize("k", [3, 4, 12])
@@ -108,7 +149,7 @@ def test_verdict_follows_the_threshold():
     assert calibration.verdict(0.5) == "within the references"
 
 
-@pytest.mark.parametrize("prior", [None, SpreadPrior(4, 0.15)])
+@pytest.mark.parametrize("prior", [None, SpreadPrior(4, 0.15), SpreadPrior(4, 0.12, 0.1, 0.4)])
 def test_calibration_survives_json(prior):
     calibration = Calibration.from_scores([0.1, 0.25, 0.3], prior)
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
@@ -126,6 +167,9 @@ def test_calibration_survives_json(prior):
         {"prior": {"scans": -4, "spread": 0.2}},
         {"prior": {"scans": 4, "spread": float("nan")}},
         {"prior": {"scans": 4, "spread": 1e200}},
+        {"prior": {"scans": 4, "spread": 0.2, "contamination": 0.5}},
+        {"prior": {"scans": 4, "spread": 0.2, "contamination": -0.1}},
+        {"prior": {"scans": 4, "spread": 0.2, "contamination": 0.1, "shift": 0}},
         {"prior": {"scans": 10**400, "spread": 0.2}},
     ],
 )
@@ -138,6 +182,8 @@ def test_a_calibration_of_an_earlier_version_is_still_read():
     values = Calibration((0.1, 0.2), 0.5).to_dict()
     del values["prior"]
     assert Calibration.from_dict(values) == Calibration((0.1, 0.2), 0.5)
+    values["prior"] = {"scans": 4, "spread": 0.12}  # which knew of no wrong references
+    assert Calibration.from_dict(values).prior == SpreadPrior(4, 0.12, contamination=0.0)
 
 
 def test_outliers_are_found_and_do_not_hide_each_other():
@@ -166,7 +212,7 @@ def test_sets_that_nothing_can_be_learned_from_are_refused(scans, message):
 def test_a_sound_set_raises_no_warning():
     scans = _scans(6)
     require_references(scans)
-    assert check_references(scans, [0.4, 0.41, 0.42, 0.4, 0.39, 0.41]) == []
+    assert check_references(scans, _calibration([0.4, 0.41, 0.42, 0.4, 0.39, 0.41])) == []
 
 
 def test_copies_are_named():
@@ -232,7 +278,7 @@ def test_a_flat_scan_is_named():
 def test_the_scan_unlike_the_others_is_asked_about():
     scans = _scans(8)
     scores = [0.40, 0.42, 0.39, 0.41, 0.9, 0.43, 0.40, 0.38]
-    (warning,) = check_references(scans, scores)
+    (warning,) = check_references(scans, _calibration(scores))
     assert warning.message == "scan 5 looks unlike the other 7: keep it?"
     assert warning.scans == (4,)
 
@@ -242,7 +288,9 @@ def test_a_copy_among_the_references_counts_once_and_the_outlier_is_still_named_
     with_copy = [scans[0], scans[1], scans[0], *scans[2:]]
     assert [scan.label for scan in distinct(with_copy)] == [scan.label for scan in scans]
     scores = [0.40, 0.42, 0.39, 0.41, 0.43, 0.95]
-    outliers = [warning.scans for warning in check_references(with_copy, scores) if warning.kind == "outlier"]
+    outliers = [
+        warning.scans for warning in check_references(with_copy, _calibration(scores)) if warning.kind == "outlier"
+    ]
     assert outliers == [(6,)]
 
 

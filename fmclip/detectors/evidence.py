@@ -23,9 +23,10 @@ MAP_SMOOTHING = 0.8
 
 SHARPNESS = 3.0  # how fast evidence moves from 0 to 1; a matter of display only, since the order never changes
 
-MEMORY_SPREAD = SpreadPrior(scans=4, spread=0.12)
+MEMORY_SPREAD = SpreadPrior(scans=4, spread=0.12, contamination=0.1, shift=0.5)
 """How far reference scores that rest on a patch memory lie apart: 4 % of the evidence, `SHARPNESS` times that in
-log-odds. Chosen on the tuning half of two scan types, whose references spread alike (benchmarks/NOTES.md)."""
+log-odds; and that one reference in ten is a scan that is not normal, or the only one of its kind. Chosen on the tuning
+half of two scan types, whose references spread alike (benchmarks/NOTES.md)."""
 
 
 def to_unit(evidence: Tensor) -> Tensor:
