@@ -56,14 +56,14 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("--name", "methods-by-k", "--k", "4", "8", "32", "--seeds", "2"),
     ),
     "ablation": ("ablation", "--tower", "mini", "--k", "16", "--seeds", "1"),
-    "wrong-reference": ("wrong_reference", "--k", "4", "8", "16", "--seeds", "5"),
+    "wrong_reference": ("wrong_reference", "--k", "4", "8", "16", "--seeds", "5"),
     "across": ("across", "--k", "8", "--seeds", "3"),
     "scanner": ("scanner", "--tower", "mini", "--method", "patch_memory", "--k", "16", "--seeds", "3"),
 }
 """Module and options of each, by the name of its files."""
 WITHOUT_MARKS = "quality-report-busi-without-marks"
 """Asks about a copy of the data (`benchmarks.marks`)."""
-SHORT = ("wrong-reference",)
+SHORT = ("wrong_reference",)
 """Measured in one go, so that nothing need be kept."""
 
 

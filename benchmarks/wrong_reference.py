@@ -6,7 +6,7 @@ ROOT is as for `python -m fmclip evaluate`. References are drawn as there, once 
 them replaced by an abnormal scan of the same half; where the checks name references as unlike the others, these are
 taken away, as the page offers it, and the answers are looked at once more. The abnormal scan is tested in neither case.
 
-It writes results/wrong-reference.json and wrong-reference.md.
+It writes results/wrong_reference.json and wrong_reference.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fmclip.settings import config_of
 from fmclip.towers import Tower, get_tower
 
 METHOD = "patch_memory"
-NAME = "wrong-reference"
+NAME = "wrong_reference"
 AS_DRAWN = "all normal"
 WRONG = "one abnormal"
 TAKEN_AWAY = "one abnormal, what is named taken away"
