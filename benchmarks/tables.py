@@ -63,8 +63,8 @@ TABLES: dict[str, tuple[str, ...]] = {
 """Module and options of each, by the name of its files."""
 WITHOUT_MARKS = "quality-report-busi-without-marks"
 """Asks about a copy of the data (`benchmarks.marks`)."""
-SHORT = ("wrong_reference",)
-"""Measured in one go, so that nothing need be kept."""
+IN_ONE_GO = ("wrong_reference",)
+"""Measured without a file to resume from."""
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def commands(name: str, root: Path, scratch: Path, options: argparse.Namespace) 
         words[words.index("TRANSFORMER")] = options.transformer
     if module == "quality":
         words += ["--name", name]
-    if options.keep is not None and name not in SHORT:
+    if options.keep is not None and name not in IN_ONE_GO:
         words += ["--resume", str(options.keep / f"{name}.jsonl")]
     yield [f"benchmarks.{module}", str(root), *words, "--out", str(options.out)]
 

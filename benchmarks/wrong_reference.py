@@ -5,6 +5,7 @@
 ROOT is as for `python -m fmclip evaluate`. References are drawn as there, once as they are, and once with the last of
 them replaced by an abnormal scan of the same half; where the checks name references as unlike the others, these are
 taken away, as the page offers it, and the answers are looked at once more. The abnormal scan is tested in neither case.
+The default method's score and threshold are those of `patch_memory`.
 
 It writes results/wrong_reference.json and wrong_reference.md.
 """
@@ -12,19 +13,20 @@ It writes results/wrong_reference.json and wrong_reference.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks import pages
+from fmclip.calibration import check_references
 from fmclip.detectors import DETECTORS, Detector
-from fmclip.errors import FmclipError
+from fmclip.errors import FmclipError, ScanError
 from fmclip.evaluation import Case, Half, Split, environment, load_datasets, split_cases
 from fmclip.evaluation.metrics import image_metrics
 from fmclip.evaluation.runner import BATCH
-from fmclip.prediction_interval import find_outliers
 from fmclip.scans import Scan, read_scan
 from fmclip.settings import config_of
 from fmclip.towers import Tower, get_tower
@@ -79,20 +81,21 @@ def main() -> None:
     (options.out / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     command = f"python -m benchmarks.wrong_reference ROOT --k {' '.join(map(str, options.k))} --seeds {options.seeds}"
     command += "".join(f" --dataset {name}" for name in options.dataset or ())
-    pages.write_page(options.out / f"{NAME}.md", "A wrong reference", command, table(answers), [])
+    pages.write_page(options.out / f"{NAME}.md", f"A wrong reference ({METHOD})", command, table(answers), [])
 
 
 def measure(root: Path, names: Sequence[str] | None, ks: Sequence[int], seeds: int, tower: Tower) -> Iterator[Answer]:
     """Ask with every draw as it is and with its last reference replaced."""
     for dataset in load_datasets(root, names):
-        scans: dict[Case, Scan] = {}  # read once for all draws
+        scans = _read(dataset.cases)
+        unreadable = set(dataset.cases).difference(scans)
         for k in ks:
             for seed in range(seeds):
-                split = split_cases(dataset.cases, k, seed, abnormal_k=1, half=Half.REPORT)
-                for case in (*split.references, *split.abnormals, *split.test):
-                    scans.setdefault(case, read_scan(case.path, label="scan"))
-                for told in _ask(split, scans, tower):
-                    yield Answer(dataset.name, k, seed, *told)
+                split = split_cases(dataset.cases, k, seed, abnormal_k=1, half=Half.REPORT, unreadable=unreadable)
+                for references, detector, named_wrong, named_sound in _sets(split, scans, tower):
+                    yield Answer(
+                        dataset.name, k, seed, references, *_shares(detector, split, scans), named_wrong, named_sound
+                    )
 
 
 def table(answers: Sequence[Answer]) -> list[str]:
@@ -114,40 +117,49 @@ def table(answers: Sequence[Answer]) -> list[str]:
     return rows
 
 
-def _ask(
-    split: Split, scans: dict[Case, Scan], tower: Tower
-) -> Iterator[tuple[str, float, float, float, bool | None, int]]:
+def _read(cases: Sequence[Case]) -> dict[Case, Scan]:
+    """Read the scans that can be read, once for all draws."""
+    scans = {}
+    for case in cases:
+        with contextlib.suppress(ScanError):
+            scans[case] = read_scan(case.path, label="scan")
+    return scans
+
+
+def _sets(split: Split, scans: Mapping[Case, Scan], tower: Tower) -> Iterator[tuple[str, Detector, bool | None, int]]:
+    """The reference sets of a draw, each with what was learned from it and what is named of it."""
     drawn = [scans[case] for case in split.references]
-    wrong = scans[split.abnormals[0]]
     detector = _fit(drawn, tower)
-    yield (AS_DRAWN, *_shares(detector, split, scans), None, len(_named(detector)))
-    mixed = [*drawn[:-1], wrong]
+    yield AS_DRAWN, detector, None, len(_named(drawn, detector))
+    mixed = [*drawn[:-1], scans[split.abnormals[0]]]
     detector = _fit(mixed, tower)
-    named = _named(detector)
-    is_named = len(drawn) - 1 in named
-    shares = _shares(detector, split, scans)
-    yield (WRONG, *shares, is_named, len(named) - is_named)
+    named = _named(mixed, detector)
+    is_named = len(mixed) - 1 in named
+    yield WRONG, detector, is_named, len(named) - is_named
     if named:
-        shares = _shares(_fit([scan for place, scan in enumerate(mixed) if place not in named], tower), split, scans)
-    yield (TAKEN_AWAY, *shares, None, 0)
+        detector = _fit([scan for place, scan in enumerate(mixed) if place not in named], tower)
+    yield TAKEN_AWAY, detector, None, 0
 
 
 def _fit(references: Sequence[Scan], tower: Tower) -> Detector:
     return DETECTORS[METHOD](tower, config_of(METHOD, "full", {}, scan_type="scan")).fit(references)
 
 
-def _named(detector: Detector) -> set[int]:
-    calibration = detector.calibration()
-    return find_outliers(calibration.reference_scores, calibration.prior)
+def _named(references: Sequence[Scan], detector: Detector) -> set[int]:
+    """Places of the references that the checks ask about as unlike the others."""
+    warnings = check_references(references, detector.calibration())
+    return {place for warning in warnings if warning.kind == "outlier" for place in warning.scans}
 
 
-def _shares(detector: Detector, split: Split, scans: dict[Case, Scan]) -> tuple[float, float, float]:
+def _shares(detector: Detector, split: Split, scans: Mapping[Case, Scan]) -> tuple[float, float, float]:
     """Image AUROC, and the shares of normal and of abnormal test scans above the threshold."""
+    learned = {scans[case].digest for case in (*split.references, *split.abnormals)}
+    asked = [case for case in split.test if scans[case].digest not in learned]  # copies that no group tells of
     scores = []
-    for start in range(0, len(split.test), BATCH):
-        batch = [scans[case] for case in split.test[start : start + BATCH]]
+    for start in range(0, len(asked), BATCH):
+        batch = [scans[case] for case in asked[start : start + BATCH]]
         scores += [float(prediction.score) for prediction in detector.predict(batch)]
-    found = image_metrics(scores, [case.is_abnormal for case in split.test], detector.calibration().threshold)
+    found = image_metrics(scores, [case.is_abnormal for case in asked], detector.calibration().threshold)
     return found.image_auroc, 1 - found.specificity, found.sensitivity
 
 

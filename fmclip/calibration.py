@@ -11,7 +11,14 @@ import cv2
 import numpy as np
 
 from fmclip.errors import ReferenceSetError
-from fmclip.prediction_interval import SpreadPrior, counted, exceedance, find_outliers, prediction_bound
+from fmclip.prediction_interval import (
+    SpreadPrior,
+    counted_scores,
+    exceedance,
+    find_outliers,
+    is_weighed,
+    prediction_bound,
+)
 from fmclip.scans import Scan
 
 MIN_REFERENCES = 2
@@ -20,6 +27,7 @@ RECOMMENDED_REFERENCES = (4, 32)
 
 FALSE_ALARM_RATE = 0.10  # share of new normal scans that may lie above the threshold
 RULE = "prediction bound 90 %"
+WEIGHING_RULE = f"{RULE}, wrong references weighed"
 DEVIATES = "deviates"
 WITHIN = "within the references"
 
@@ -40,7 +48,7 @@ class Calibration:
         reference_scores: Leave-one-out score of each reference scan, in [0, 1].
         threshold: Scores above it deviate.
         rule: How the threshold was made.
-        prior: What was known about the spread of such scores; None for nothing.
+        prior: What was known about such scores; None for nothing.
     """
 
     reference_scores: tuple[float, ...]
@@ -61,7 +69,7 @@ class Calibration:
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.
-            prior: What is known about the spread of such scores (`Detector.spread_prior`).
+            prior: What is known about such scores (`Detector.spread_prior`).
 
         Returns:
             The calibration.
@@ -74,7 +82,8 @@ class Calibration:
             raise ReferenceSetError("The training diverged: the scores are no numbers. Choose smaller learning rates.")
         if len(values) < MIN_REFERENCES:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
-        return cls(values, prediction_bound(counted(values, prior), FALSE_ALARM_RATE, prior), prior=prior)
+        threshold = prediction_bound(counted_scores(values, prior), FALSE_ALARM_RATE, prior)
+        return cls(values, threshold, WEIGHING_RULE if is_weighed(prior) else RULE, prior)
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""
@@ -91,7 +100,7 @@ class Calibration:
 
     def p_values(self, scores: Sequence[float]) -> np.ndarray:
         """Share of new normal scans expected to score as high: n scores -> [n]; at the threshold `FALSE_ALARM_RATE`."""
-        return exceedance(counted(self.reference_scores, self.prior), scores, self.prior)
+        return exceedance(counted_scores(self.reference_scores, self.prior), scores, self.prior)
 
     def is_abnormal(self, score: float) -> bool:
         """Whether a score lies above the threshold."""
@@ -209,9 +218,11 @@ def check_references(scans: Sequence[Scan], calibration: Calibration | None = No
 
 
 def _read_prior(known: Any) -> SpreadPrior:
-    """Take back a prior; those of earlier versions know of no wrong references."""
+    """Take back a prior; those of earlier versions know of no unsound references."""
     scans, spread = float(known["scans"]), float(known["spread"])
-    return SpreadPrior(scans, spread, float(known.get("contamination", 0.0)), float(known.get("shift", 0.5)))
+    return SpreadPrior(
+        scans, spread, **{name: float(known[name]) for name in ("contamination", "shift") if name in known}
+    )
 
 
 def _check_copies(scans: Sequence[Scan]) -> list[ReferenceWarning]:

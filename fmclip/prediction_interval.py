@@ -1,8 +1,8 @@
 """Where one more score of the same kind should lie: the one-sided prediction interval of normal log-odds.
 
 Where something is known about such scores (`SpreadPrior`), some of them may be no sound ones: a scan that is called
-normal and is not, or a kind of which there is one only. Whether the highest are such is weighed, not decided (Box and
-Tiao, A Bayesian approach to some outlier problems, Biometrika 1968).
+normal and is not, or a kind of which there is one only. Whether the highest are such is weighed, not decided (after Box
+and Tiao, A Bayesian approach to some outlier problems, Biometrika 1968, who weigh every subset).
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import numpy as np
 
 _MAX_DROP = 1.5  # log-odds further below the highest reference come from a copy of a scan, not from variation
 _MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
-_OUTLIER_RATE = 0.01  # share of sound sets in which a score may be called an outlier
-_MORE_LIKELY = 0.5  # probability from which it is called one, where that is known
+_FAR = 3.0  # log-odds above the others from which any distance speaks alike for a score that is no sound one
+_FEWEST = 4  # scores among which one can be odd
+_OUTLIER_RATE = 0.01  # share of sound sets in which a score may be called an outlier, where nothing is known
+_CLEAR = 0.7  # probability from which a score is called one, where something is
 _HALVINGS = 60  # of the stretch in which a bound lies
 _MAX_SCANS, _MAX_SPREAD = 1e6, 1e3  # of a prior: what is beyond was not learned from scans
 
 
 @dataclass(frozen=True)
 class SpreadPrior:
-    """What is known about scores of a kind before any is seen.
+    """What is known about scores of a kind before any is seen: how far they spread, and how many are no sound ones.
 
     The spread has a scaled inverse chi-squared prior; unsound scores lie above the sound ones by an exponential
-    distance.
+    distance, up to `_FAR`.
 
     Attributes:
         scans: How many further scans it counts for, in degrees of freedom.
@@ -93,22 +95,23 @@ def exceedance(values: Sequence[float], scores: Sequence[float], prior: SpreadPr
 
 
 def find_outliers(scores: Sequence[float], prior: SpreadPrior | None = None) -> set[int]:
-    """Find scores that lie far above all others.
+    """Find scores that lie far above all others; at most a quarter of the set, and none among fewer than four.
 
-    A score stands out if it lies above the prediction bound of the others, at a false alarm rate for the whole set. The
-    highest is looked at first, and the next one against the rest, so that two outliers do not hide each other; at most
-    a quarter of the set is named. With a prior that knows of wrong references, those are named that rather are one than
-    not.
+    With a prior that knows of unsound scores, those stand out that are such with a probability of `_CLEAR`. Otherwise a
+    score stands out if it lies above the prediction bound of the others, at a false alarm rate for the whole set: the
+    highest is looked at first, and the next one against the rest, so that two do not hide each other.
 
     Args:
         scores: Leave-one-out scores of the reference scans.
         prior: What is known about such scores.
 
     Returns:
-        Places (from 0) of the outliers; always empty for fewer than four scores.
+        Places (from 0) of the outliers.
     """
-    if _weighs(prior):
-        return {place for place, probability in enumerate(_unsound(scores, prior)) if probability > _MORE_LIKELY}
+    if len(scores) < _FEWEST:
+        return set()
+    if is_weighed(prior):
+        return {place for place, probability in enumerate(_unsound(scores, prior)) if probability > _CLEAR}
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     outliers: set[int] = set()
     for count in range(1, len(scores) // 4 + 1):
@@ -118,32 +121,38 @@ def find_outliers(scores: Sequence[float], prior: SpreadPrior | None = None) -> 
     return outliers
 
 
-def _weighs(prior: SpreadPrior | None) -> TypeGuard[SpreadPrior]:
-    """Whether wrong references are weighed rather than left out."""
-    return prior is not None and prior.contamination > 0
-
-
-def counted(scores: Sequence[float], prior: SpreadPrior | None) -> list[float]:
-    """Scores that a bound is made of: all where wrong ones are weighed, else all but those that stand out."""
-    outliers = set() if _weighs(prior) else find_outliers(scores)
+def counted_scores(scores: Sequence[float], prior: SpreadPrior | None) -> list[float]:
+    """Scores that a bound is made of: all where unsound ones are weighed, else all but those that stand out."""
+    outliers = set() if is_weighed(prior) else find_outliers(scores)
     return [score for place, score in enumerate(scores) if place not in outliers]
 
 
+def is_weighed(prior: SpreadPrior | None) -> TypeGuard[SpreadPrior]:
+    """Whether it is weighed which scores are sound, rather than decided."""
+    return prior is not None and prior.contamination > 0
+
+
 def _unsound(values: Sequence[float], prior: SpreadPrior) -> np.ndarray:
-    """Probability [n] of each score that it is no sound one."""
-    found = np.zeros(len(values))
+    """Probability [n] of each score that it is no sound one; equal scores share theirs."""
     order = np.argsort(-np.asarray(values, float), kind="stable")
+    found = np.zeros(len(values))
     for count, case in enumerate(_cases(values, prior)):
         found[order[:count]] += case.weight
-    return found
+    _, kind = np.unique(values, return_inverse=True)
+    return (np.bincount(kind, found) / np.bincount(kind))[kind]
 
 
 def _cases(values: Sequence[float], prior: SpreadPrior | None) -> list[_Case]:
-    """Weigh how many of the highest scores are no sound ones: none, one, ... up to a quarter of them."""
+    """Weigh how many of the highest scores are no sound ones: none, one, ... up to a quarter of them.
+
+    That so many are unsound and not the highest is left out as unlikely, which speaks a little for none; how far they
+    lie above the others is measured from the mean of these.
+    """
     from scipy.special import gammaln
 
     ordered = np.sort(_log_odds(values))[::-1]
-    most = len(ordered) // 4 if _weighs(prior) else 0
+    most = len(ordered) // 4 if is_weighed(prior) else 0
+    ordered = np.maximum(ordered, ordered[most] - _MAX_DROP)  # for all cases alike, or they could not be compared
     students = [_student(ordered[count:], prior) for count in range(most + 1)]
     if prior is None or most == 0:
         return [_Case(1.0, *students[0])]
@@ -154,7 +163,7 @@ def _cases(values: Sequence[float], prior: SpreadPrior | None) -> list[_Case]:
         likelihoods[count] = (  # of the sound ones, the mean integrated out; what all cases share is left out
             gammaln(freedom / 2) - (freedom * math.log(squares) + (left - 1) * math.log(math.pi) + math.log(left)) / 2
         )
-        distances = np.maximum(ordered[:count] - mean, 0.0)
+        distances = np.clip(ordered[:count] - mean, 0.0, _FAR)
         odds = math.log(prior.contamination / (1 - prior.contamination))
         likelihoods[count] += count * (odds - math.log(prior.shift)) - distances.sum() / prior.shift
     weights = np.exp(likelihoods - likelihoods.max())
@@ -163,7 +172,6 @@ def _cases(values: Sequence[float], prior: SpreadPrior | None) -> list[_Case]:
 
 def _student(log_odds: np.ndarray, prior: SpreadPrior | None) -> tuple[float, float, float]:
     """Location, scale and degrees of freedom of the t distribution of one more score's log-odds."""
-    log_odds = np.maximum(log_odds, log_odds.max() - _MAX_DROP)
     freedom = float(len(log_odds) - 1)
     variance = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD) ** 2
     if prior is not None:

@@ -102,7 +102,7 @@ class Detector(ABC):
             halves must have been trained together.
         needs_transformer: Whether the method puts tokens into the blocks of the image tower.
         compares_patches: Whether the method looks at the tower's levels for comparing patches (`Tower.for_patches`).
-        spread_prior: What is known about the spread of its reference scores before any is seen; None for nothing.
+        spread_prior: What is known about its reference scores before any is seen; None for nothing.
         reference_scores_: Leave-one-out score of each reference scan, after `fit`; the calibration reads these.
         n_abnormals_: Abnormal scans that `fit` learned from; part of the state of a method that can.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.tables
-from benchmarks.tables import SHORT, TABLES, WITHOUT_MARKS, commands
+from benchmarks.tables import IN_ONE_GO, TABLES, WITHOUT_MARKS, commands
 
 RESULTS = Path(benchmarks.tables.__file__).parent / "results"
 
@@ -38,7 +38,7 @@ def test_each_table_is_written_where_the_committed_one_lies(options, tmp_path):
         assert last[last.index("--out") + 1] == str(tmp_path)
         stem = last[last.index("--name") + 1] if "--name" in last else last[0].removeprefix("benchmarks.")
         assert stem == name
-        kept = [f"{options.keep / name}.jsonl"] if name not in SHORT else []
+        kept = [f"{options.keep / name}.jsonl"] if name not in IN_ONE_GO else []
         assert [word for word in last if word.endswith(".jsonl")] == kept
 
 

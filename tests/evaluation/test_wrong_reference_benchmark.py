@@ -48,9 +48,7 @@ def measured(make_folders, tmp_path, monkeypatch):
     monkeypatch.setattr(Looks, "asked", [])
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(
-        sys, "argv", ["wrong", str(root), "--tower=tiny", "--k", "4", "8", "--seeds=1", f"--out={out}"]
-    )
+    monkeypatch.setattr(sys, "argv", ["wrong", str(root), "--tower=tiny", "--k", "4", "8", "--seeds=1", f"--out={out}"])
     wrong_reference.main()
     return out
 
