@@ -67,21 +67,86 @@ def test_threshold_keeps_its_false_alarm_rate_where_one_reference_in_ten_is_wron
     assert np.mean(aware) < np.mean(unaware)  # a wrong reference lifts it less
 
 
-@pytest.mark.parametrize("distance", [0.0, 0.1, 0.3, 0.6, 1.2, 4.0])
-def test_the_further_a_reference_lies_above_the_others_the_less_it_counts(distance):
-    highest = 1 / (1 + np.exp(-(np.log(0.43 / 0.57) + distance)))
-    calibration = Calibration.from_scores([*SOUND, highest], KNOWN)
-    assert calibration.p_values([calibration.threshold]) == pytest.approx([FALSE_ALARM_RATE])
-    alone = Calibration.from_scores(SOUND, KNOWN).threshold
-    assert alone < calibration.threshold + 0.01
-    if distance >= 1.2:
-        assert calibration.threshold == pytest.approx(alone, abs=0.002)
-    assert find_outliers(calibration.reference_scores, KNOWN) == ({7} if distance >= 0.3 else set())
+def _above(distance: float, scores: list[float]) -> float:
+    """A score that lies so many log-odds above the highest."""
+    return 1 / (1 + np.exp(-(np.log(max(scores) / (1 - max(scores))) + distance)))
 
 
-def test_two_wrong_references_do_not_hide_each_other_from_what_is_known():
-    assert find_outliers([0.6, *SOUND, 0.62], KNOWN) == {0, 8}
-    assert find_outliers([0.62, 0.4, 0.41], KNOWN) == set()  # three scans are too few to tell who is odd
+@pytest.mark.parametrize("sound", [SOUND, SOUND[:3], SOUND * 2])
+def test_the_further_a_reference_lies_above_the_others_the_less_it_counts(sound):
+    alone = Calibration.from_scores(sound, KNOWN).threshold
+    far = [1.2, 2, 4, 6, 8, 12, 18]
+    for distance in far:
+        calibration = Calibration.from_scores([*sound, _above(distance, sound)], KNOWN)
+        assert calibration.threshold == pytest.approx(alone, abs=0.02)
+        assert find_outliers(calibration.reference_scores, KNOWN) == {len(sound)}
+        assert calibration.p_values([calibration.threshold]) == pytest.approx([FALSE_ALARM_RATE])
+    near = [Calibration.from_scores([*sound, _above(distance, sound)], KNOWN) for distance in (0.0, 0.05, 0.1)]
+    assert not any(find_outliers(calibration.reference_scores, KNOWN) for calibration in near)
+    assert near[0].threshold < near[1].threshold < near[2].threshold  # as for any score that may be sound
+
+
+def test_the_worst_threshold_is_not_that_of_the_worst_reference():
+    distances = np.linspace(0, 3, 61)
+    found = [Calibration.from_scores([*SOUND, _above(one, SOUND)], KNOWN).threshold for one in distances]
+    plain = [Calibration.from_scores([*SOUND, _above(one, SOUND)], SpreadPrior(4, 0.12)).threshold for one in distances]
+    assert max(found) < max(plain) - 0.01
+    assert 0 < np.argmax(found) < len(distances) / 3
+
+
+@pytest.mark.parametrize("highest", [(0.6, 0.62), (0.98, 0.98), (0.7, 0.9999)])
+def test_two_wrong_references_do_not_hide_each_other_where_some_are_expected(highest):
+    scores = [highest[0], *SOUND, highest[1]]
+    assert find_outliers(scores, KNOWN) == {0, 8}
+    threshold = Calibration.from_scores(scores, KNOWN).threshold
+    assert threshold == pytest.approx(Calibration.from_scores(SOUND, KNOWN).threshold, abs=0.02)
+
+
+@pytest.mark.parametrize("scores", [[], [0.4], [0.62, 0.4, 0.41], [0.4] * 8])
+def test_nothing_is_odd_among_few_or_equal_scores(scores):
+    assert find_outliers(scores, KNOWN) == set()
+
+
+def test_equal_scores_are_named_together_or_not_at_all():
+    for highest in np.linspace(0.4, 0.6, 41):
+        named = find_outliers([highest, *SOUND, highest], KNOWN)
+        assert named in (set(), {0, 8})
+
+
+@pytest.mark.parametrize("k", [4, 16])
+def test_a_sound_set_is_seldom_asked_about(k):
+    generator = np.random.default_rng(k)
+    sets = [1 / (1 + np.exp(-generator.normal(-0.5, KNOWN.spread, k))) for _ in range(500)]
+    assert np.mean([bool(find_outliers(list(scores), KNOWN)) for scores in sets]) < 0.05
+
+
+def test_the_weight_of_a_wrong_reference_is_that_of_the_integrals():
+    """Bayes' rule by brute force: a grid over the mean and the spread of the sound log-odds."""
+    log_odds = np.array([-0.1, -0.35, -0.4, -0.3, -0.45, -0.38, -0.2])
+    scores = 1 / (1 + np.exp(-log_odds))
+    mean, variance = np.meshgrid(np.linspace(-2, 1.5, 1401), np.exp(np.linspace(np.log(1e-4), np.log(1), 1201)))
+    prior = variance ** -(KNOWN.scans / 2) * np.exp(-KNOWN.scans * KNOWN.spread**2 / (2 * variance))  # times d log
+    evidence = []
+    for wrong in (0, 1):
+        sound = np.sort(log_odds)[: len(log_odds) - wrong]
+        squares = sum((one - mean) ** 2 for one in sound)
+        seen = prior * (2 * np.pi * variance) ** (-len(sound) / 2) * np.exp(-squares / (2 * variance))
+        distance = log_odds.max() - sound.mean()
+        far = KNOWN.contamination / (1 - KNOWN.contamination) * np.exp(-distance / KNOWN.shift) / KNOWN.shift
+        evidence.append(seen.sum() * far**wrong)
+    wrong = evidence[1] / sum(evidence)
+    bounds = [Calibration.from_scores(own, SpreadPrior(4, 0.12)) for own in (scores, np.sort(scores)[:-1])]
+    threshold = Calibration.from_scores(scores, KNOWN).threshold
+    tails = [float(bound.p_values([threshold])[0]) for bound in bounds]
+    assert (1 - wrong) * tails[0] + wrong * tails[1] == pytest.approx(FALSE_ALARM_RATE, abs=1e-4)
+    assert 0.1 < wrong < 0.9
+
+
+def test_the_checks_ask_about_what_the_prior_finds():
+    scans = _scans(8)
+    scores = [0.40, 0.42, 0.39, 0.41, 0.58, 0.43, 0.40, 0.38]
+    (warning,) = check_references(scans, Calibration.from_scores(scores, KNOWN))
+    assert (warning.kind, warning.scans) == ("outlier", (4,))
 
 
 @pytest.mark.parametrize("k", [3, 4, 12])
@@ -151,7 +216,7 @@ def test_verdict_follows_the_threshold():
 
 @pytest.mark.parametrize("prior", [None, SpreadPrior(4, 0.15), SpreadPrior(4, 0.12, 0.1, 0.4)])
 def test_calibration_survives_json(prior):
-    calibration = Calibration.from_scores([0.1, 0.25, 0.3], prior)
+    calibration = Calibration.from_scores([0.1, 0.25, 0.3, 0.27, 0.45], prior)
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 
 
