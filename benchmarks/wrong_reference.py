@@ -68,6 +68,7 @@ class Answer:
 def main() -> None:
     """Measure and write JSON and Markdown."""
     options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
     try:
         answers = []
         for answer in measure(options.root, options.dataset, options.k, options.seeds, get_tower(options.tower)):

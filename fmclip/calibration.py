@@ -65,7 +65,8 @@ class Calibration:
         should. With a prior, sd and the degrees of freedom are those of the posterior, so that a handful of scans that
         happen to lie apart, or together, does not move it far. One wrong reference scan must not lift the threshold
         over everything: scores that `find_outliers` names are left out, or, with a prior that knows of wrong
-        references, the highest count as far as they are likely to be sound (`fmclip.prediction_interval`).
+        references, the highest count as far as they are likely to be sound (`fmclip.prediction_interval`); both from
+        four scores on.
 
         Args:
             scores: Leave-one-out scores of the k >= 2 reference scans.
@@ -83,7 +84,7 @@ class Calibration:
         if len(values) < MIN_REFERENCES:
             raise ReferenceSetError("A threshold needs the scores of at least two reference scans; add normal scans.")
         threshold = prediction_bound(counted_scores(values, prior), FALSE_ALARM_RATE, prior)
-        return cls(values, threshold, WEIGHING_RULE if is_weighed(prior) else RULE, prior)
+        return cls(values, threshold, WEIGHING_RULE if is_weighed(prior, len(values)) else RULE, prior)
 
     def rank(self, score: float) -> int:
         """Count the reference scans with a lower score."""

@@ -14,9 +14,9 @@ from typing import TypeGuard
 
 import numpy as np
 
-_MAX_DROP = 1.5  # log-odds further below the highest reference come from a copy of a scan, not from variation
+_MAX_DROP = 1.5  # log-odds further below the highest that surely is sound: a copy of a scan, not variation
 _MIN_SPREAD = 0.03  # log-odds closer together than this differ by rounding only
-_FAR = 3.0  # log-odds above the others from which any distance speaks alike for a score that is no sound one
+_FAR = 1.5  # log-odds above the others from which any distance speaks alike for a score that is no sound one
 _FEWEST = 4  # scores among which one can be odd
 _OUTLIER_RATE = 0.01  # share of sound sets in which a score may be called an outlier, where nothing is known
 _CLEAR = 0.7  # probability from which a score is called one, where something is
@@ -127,13 +127,13 @@ def counted_scores(scores: Sequence[float], prior: SpreadPrior | None) -> list[f
     return [score for place, score in enumerate(scores) if place not in outliers]
 
 
-def is_weighed(prior: SpreadPrior | None) -> TypeGuard[SpreadPrior]:
-    """Whether it is weighed which scores are sound, rather than decided."""
-    return prior is not None and prior.contamination > 0
+def is_weighed(prior: SpreadPrior | None, count: int = _FEWEST) -> TypeGuard[SpreadPrior]:
+    """Whether it is weighed which of so many scores are sound, rather than decided."""
+    return prior is not None and prior.contamination > 0 and count >= _FEWEST
 
 
 def _unsound(values: Sequence[float], prior: SpreadPrior) -> np.ndarray:
-    """Probability [n] of each score that it is no sound one; equal scores share theirs."""
+    """Probability [n] of each score that it is no sound one; equal scores share theirs, also beyond a quarter."""
     order = np.argsort(-np.asarray(values, float), kind="stable")
     found = np.zeros(len(values))
     for count, case in enumerate(_cases(values, prior)):
@@ -146,7 +146,8 @@ def _cases(values: Sequence[float], prior: SpreadPrior | None) -> list[_Case]:
     """Weigh how many of the highest scores are no sound ones: none, one, ... up to a quarter of them.
 
     That so many are unsound and not the highest is left out as unlikely, which speaks a little for none; how far they
-    lie above the others is measured from the mean of these.
+    lie above the others is measured from the mean of these. Of more unsound ones than a quarter (two among seven) none
+    is found.
     """
     from scipy.special import gammaln
 

@@ -102,9 +102,32 @@ def test_two_wrong_references_do_not_hide_each_other_where_some_are_expected(hig
     assert threshold == pytest.approx(Calibration.from_scores(SOUND, KNOWN).threshold, abs=0.02)
 
 
+@pytest.mark.parametrize(("k", "wrong"), [(8, 2), (16, 4), (32, 8)])
+def test_a_quarter_of_wrong_references_does_not_lift_the_threshold_to_their_height(k, wrong):
+    quantiles = np.random.default_rng(0).normal(0, 1, 4000)
+    quantiles = np.quantile(quantiles, (np.arange(k - wrong) + 0.5) / (k - wrong))
+    sound = list(1 / (1 + np.exp(0.5 - 0.3 * quantiles)))  # a wide spread
+    alone = _log_odds(Calibration.from_scores(sound, KNOWN).threshold)
+    for distance in np.linspace(0.5, 6, 23):
+        scores = [*sound, *(_above(distance + 0.1 * place / wrong, sound) for place in range(wrong))]
+        assert _log_odds(Calibration.from_scores(scores, KNOWN).threshold) < alone + 1
+        if distance >= 2:
+            assert find_outliers(scores, KNOWN) == set(range(k - wrong, k))
+
+
+def _log_odds(score: float) -> float:
+    return float(np.log(score / (1 - score)))
+
+
 @pytest.mark.parametrize("scores", [[], [0.4], [0.62, 0.4, 0.41], [0.4] * 8])
 def test_nothing_is_odd_among_few_or_equal_scores(scores):
     assert find_outliers(scores, KNOWN) == set()
+
+
+def test_a_calibration_says_whether_wrong_references_were_weighed():
+    assert "weighed" in Calibration.from_scores(SOUND, KNOWN).rule
+    assert "weighed" not in Calibration.from_scores(SOUND[:3], KNOWN).rule
+    assert "weighed" not in Calibration.from_scores(SOUND).rule
 
 
 def test_equal_scores_are_named_together_or_not_at_all():
