@@ -55,6 +55,14 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("--method", "anomalib_patchcore", "--method", "anomalib_padim"),
         *("--name", "methods-by-k", "--k", "4", "8", "32", "--seeds", "2"),
     ),
+    "with-abnormals": (
+        *("methods", "--method", "guided_memory", "--method", "patch_memory", "--method", "two_layer"),
+        *("--method", "madclip", "--name", "with-abnormals", "--k", "4", "16", "--seeds", "3"),
+    ),
+    "guided": (
+        *("methods", "--method", "guided_memory", "--method", "patch_memory"),
+        *("--name", "guided", "--k", "4", "8", "16", "32", "--seeds", "5"),
+    ),
     "ablation": ("ablation", "--tower", "mini", "--k", "16", "--seeds", "1"),
     "wrong_reference": ("wrong_reference", "--k", "4", "8", "16", "--seeds", "5"),
     "across": ("across", "--k", "8", "--seeds", "3"),

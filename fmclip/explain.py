@@ -105,8 +105,8 @@ class Explanation:
         distance: Of the patch to the references, the views together by their shares, in units of the reference level,
             before the map is smoothed.
         views: Each view of the memory.
-        parts: Maps [H, W] in [0, 1] on the source pixels that the answer was made of, by name: "patch memory", and
-            "learned" where something was trained.
+        parts: Maps [H, W] in [0, 1] on the source pixels that the answer was made of, by name: "patch memory",
+            "learned" where something was trained, "abnormal scans" where such taught it.
         map: [H, W] in [0, 1], the answer itself.
     """
 

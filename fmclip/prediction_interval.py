@@ -94,6 +94,11 @@ def exceedance(values: Sequence[float], scores: Sequence[float], prior: SpreadPr
     return np.asarray(sum(tails))
 
 
+def spread_of(scores: Sequence[float], prior: SpreadPrior | None = None) -> float:
+    """Standard deviation of the log-odds of scores in (0, 1), at least two; with a prior that of the posterior."""
+    return _spread(_log_odds(scores), prior)
+
+
 def find_outliers(scores: Sequence[float], prior: SpreadPrior | None = None) -> set[int]:
     """Find scores that lie far above all others; at most a quarter of the set, and none among fewer than four.
 
@@ -173,12 +178,17 @@ def _cases(values: Sequence[float], prior: SpreadPrior | None) -> list[_Case]:
 
 def _student(log_odds: np.ndarray, prior: SpreadPrior | None) -> tuple[float, float, float]:
     """Location, scale and degrees of freedom of the t distribution of one more score's log-odds."""
-    freedom = float(len(log_odds) - 1)
+    freedom = len(log_odds) - 1 + (0.0 if prior is None else prior.scans)
+    return float(np.mean(log_odds)), _spread(log_odds, prior) * math.sqrt(1 + 1 / len(log_odds)), freedom
+
+
+def _spread(log_odds: np.ndarray, prior: SpreadPrior | None) -> float:
+    """Standard deviation of log-odds, with what was known about it before."""
     variance = max(float(np.std(log_odds, ddof=1)), _MIN_SPREAD) ** 2
     if prior is not None:
-        own, freedom = freedom, freedom + prior.scans
-        variance = (own * variance + prior.scans * prior.spread**2) / freedom
-    return float(np.mean(log_odds)), math.sqrt(variance * (1 + 1 / len(log_odds))), freedom
+        own = len(log_odds) - 1
+        variance = (own * variance + prior.scans * prior.spread**2) / (own + prior.scans)
+    return math.sqrt(variance)
 
 
 def _log_odds(values: Sequence[float]) -> np.ndarray:

@@ -164,7 +164,7 @@ def test_what_fails_after_the_recording_is_told_in_words_and_leaves_no_file(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cosine", "two_layer", "madclip", "fusionmedclip_published"])
+@pytest.mark.parametrize("name", ["cosine", "two_layer", "madclip", "guided_memory", "fusionmedclip_published"])
 def test_the_other_methods_are_recorded_too(name, tiny_tower, tmp_path):
     kind = DETECTORS[name]
     short = {"epochs": 1, "pool_size": 8} if "epochs" in kind.config_class().to_dict() else {}

@@ -15,6 +15,7 @@ from fmclip.detectors.events import (
     Training,
 )
 from fmclip.detectors.fusionmedclip import FusionMedCLIP, FusionMedCLIPConfig
+from fmclip.detectors.guided_memory import GuidedMemory
 from fmclip.detectors.madclip import MadCLIP
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
 from fmclip.detectors.published import Published
@@ -24,6 +25,7 @@ from fmclip.detectors.zero_shot import ZeroShot
 DETECTORS: dict[str, type[Detector]] = {
     FusionMedCLIP.name: FusionMedCLIP,
     PatchMemory.name: PatchMemory,
+    GuidedMemory.name: GuidedMemory,
     Cosine.name: Cosine,
     ZeroShot.name: ZeroShot,
     TwoLayer.name: TwoLayer,

@@ -47,8 +47,27 @@ def map_scale(maps: Tensor, scores: Tensor, content: Tensor) -> tuple[float, flo
 
 def _hottest(maps: Tensor, content: Tensor) -> Tensor:
     """Highest value of each map [B, h, w] inside the scan: [B]."""
-    inside = patch_content(content, grid_of(maps))
-    return maps.masked_fill(~inside, -torch.inf).flatten(1).amax(dim=1)
+    return inside_only(maps, content).flatten(1).amax(dim=1)
+
+
+def highest_mean(maps: Tensor, share: float) -> Tensor:
+    """Mean of the highest places of each map, a maximum that hangs on no single one; of all that count if few do.
+
+    Args:
+        maps: Log-odds [B, h, w], -inf at places that do not count.
+        share: Share of the h * w places.
+
+    Returns:
+        [B].
+    """
+    top = maps.flatten(1).topk(max(1, round(share * maps[0].numel())), dim=1).values  # [B, count]
+    there = top.isfinite()
+    return top.masked_fill(~there, 0).sum(dim=1) / there.sum(dim=1)
+
+
+def inside_only(maps: Tensor, content: Tensor) -> Tensor:
+    """Maps [B, h, w] with -inf on letterbox bars; content [B, S, S] bool."""
+    return maps.masked_fill(~patch_content(content, grid_of(maps)), -torch.inf)
 
 
 def log_odds_predictions(maps: Tensor, scores: Tensor, boxes: Sequence[Letterbox], size: int) -> list[Prediction]:

@@ -104,11 +104,20 @@ class PatchMemory(Detector):
     ) -> PatchMemory:
         """Remember the patches of the references; abnormal scans are not used."""
         normals, on_event = self._begin(normals, on_event)
+        memory, distances, content, _ = self._remember(normals, on_event)
+        self._settle(memory, self._evidence(memory, distances, content))
+        on_event(Ready("patch memory", self))
+        return self
+
+    def _remember(
+        self, normals: Sequence[Scan], on_event: OnEvent
+    ) -> tuple[ReferenceMemory, Tensor, Tensor, list[Tensor]]:
+        """Learn the memory: with it distances [k, V, h, w], content [k, S, S] and features of the references."""
         on_event(StageStarted("patch memory", 0))
         pixels, content, _ = to_pixels(normals, self.tower)
         everything = torch.cat([pixels, *self._copies(pixels, content)])
         features = batched_features(self.tower, everything, levels_needed(self._views()))
-        self.memory_, distances = learn_memory(
+        memory, distances = learn_memory(
             features,
             content.repeat(1 + self.config.copies, 1, 1),
             self._learn,
@@ -117,10 +126,12 @@ class PatchMemory(Detector):
             self.config.shrinkage,
             self.config.smoothing,
         )
-        maps = self._maps(distances, content)
-        self.reference_scores_ = tuple(to_unit(image_scores(maps)).tolist())
-        on_event(Ready("patch memory", self))
-        return self
+        return memory, distances, content, [level[: len(normals)] for level in features]
+
+    def _settle(self, memory: ReferenceMemory, evidence: Evidence) -> None:
+        """Make a memory the one that answers; the evidence is that of its references."""
+        self.memory_ = memory
+        self.reference_scores_ = tuple(to_unit(image_scores(evidence.maps())).tolist())
 
     def _learn(
         self, features: Sequence[Tensor], content: Tensor, references: int, views: Sequence[View]
@@ -172,11 +183,11 @@ class PatchMemory(Detector):
     def _answer(self, pixels: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
         """Maps [B, h, w]; `own` as in `ReferenceMemory.compare`."""
         distances, _ = self.memory_.compare(self.patch_features(pixels), own)  # [B, V, h, w]
-        return self._maps(distances, content)
+        return self._evidence(self.memory_, distances, content).maps()
 
-    def _maps(self, distances: Tensor, content: Tensor) -> Tensor:
+    def _evidence(self, memory: ReferenceMemory, distances: Tensor, content: Tensor) -> Evidence:
         sigmas = self.config.smoothing, self.config.map_smoothing
-        return memory_evidence(self.memory_, distances, content, sigmas).maps()
+        return memory_evidence(memory, distances, content, sigmas)
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> list[Tensor]:

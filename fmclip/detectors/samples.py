@@ -69,23 +69,13 @@ def from_scans(
     Raises:
         ReferenceSetError: The masks are not one for each abnormal scan, or one has another size than its scan.
     """
-    drawn: list[np.ndarray | None] = list(masks) if masks is not None else [None] * len(abnormals)
-    if len(drawn) != len(abnormals):
-        raise ReferenceSetError(f"{len(abnormals)} abnormal scans came with {len(drawn)} masks: give one for each.")
-    for scan, mask in zip(abnormals, drawn, strict=True):
-        if mask is not None and mask.shape != (scan.height, scan.width):
-            raise ReferenceSetError(
-                f"{scan.label}: its mask has another size than the scan. Draw it on the same pixels."
-            )
+    drawn_on, is_drawn = mask_squares(abnormals, masks, tower)
     pixels = to_pixels([*normals, *abnormals], tower)[0].cpu()
-    side = pixels.shape[-1]
-    squares = torch.zeros(len(pixels), 1, side, side)
-    for place, mask in enumerate(drawn, start=len(normals)):
-        if mask is not None:
-            squares[place] = to_pixels([Scan(mask.astype(np.float32))], tower)[0].cpu()[0, :1]
-    labels = torch.tensor([0.0] * len(normals) + [1.0] * len(abnormals))
-    is_drawn = torch.tensor([True] * len(normals) + [mask is not None for mask in drawn])
-    sources = torch.tensor([[place, -1] for place in range(len(normals))] + [[-1, -1]] * len(abnormals))
+    k, side = len(normals), pixels.shape[-1]
+    squares = torch.cat([torch.zeros(k, side, side), drawn_on])[:, None]  # [n, 1, S, S]
+    labels = torch.tensor([0.0] * k + [1.0] * len(abnormals))
+    is_drawn = torch.cat([torch.ones(k, dtype=torch.bool), is_drawn])
+    sources = torch.tensor([[place, -1] for place in range(k)] + [[-1, -1]] * len(abnormals))
     layers = torch.cat([pixels, squares], dim=1)  # [n, 4, S, S]
     varied = torch.cat([layers, *(_vary(layers, generator) for _ in range(copies))])
     times = 1 + copies
@@ -96,6 +86,37 @@ def from_scans(
         is_drawn=is_drawn.repeat(times),
         sources=sources.repeat(times, 1),
     )
+
+
+def mask_squares(
+    abnormals: Sequence[Scan], masks: Sequence[np.ndarray | None] | None, tower: Tower
+) -> tuple[Tensor, Tensor]:
+    """Letterbox the masks of abnormal scans as the scans are.
+
+    Args:
+        abnormals: a abnormal scans.
+        masks: For each bool [H, W] on its source pixels, or None; None for no masks at all.
+        tower: Says how large the squares are.
+
+    Returns:
+        [a, S, S] in [0, 1], 0 where nobody has drawn; [a] bool, whether somebody has. On the CPU.
+
+    Raises:
+        ReferenceSetError: The masks are not one for each abnormal scan, or one has another size than its scan.
+    """
+    drawn: list[np.ndarray | None] = list(masks) if masks is not None else [None] * len(abnormals)
+    if len(drawn) != len(abnormals):
+        raise ReferenceSetError(f"{len(abnormals)} abnormal scans came with {len(drawn)} masks: give one for each.")
+    squares = torch.zeros(len(abnormals), tower.image_size, tower.image_size)
+    for place, (scan, mask) in enumerate(zip(abnormals, drawn, strict=True)):
+        if mask is None:
+            continue
+        if mask.shape != (scan.height, scan.width):
+            raise ReferenceSetError(
+                f"{scan.label}: its mask has another size than the scan. Draw it on the same pixels."
+            )
+        squares[place] = to_pixels([Scan(mask.astype(np.float32))], tower)[0].cpu()[0, 0]
+    return squares, torch.tensor([mask is not None for mask in drawn])
 
 
 def from_synthesis(

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmclip.detectors.base import setting
+from fmclip.detectors.log_odds import highest_mean, inside_only
 from fmclip.detectors.trained import TrainedConfig, TrainedDetector, map_losses
 from fmclip.losses import focal_loss
-from fmclip.patch_grid import grid_of, patch_content
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,14 @@ class TwoLayer(TrainedDetector):
 
     def _answer(self, network: TwoLayerHead, reads: Sequence[Tensor], content: Tensor) -> tuple[Tensor, Tensor]:
         maps = network(reads[0])
-        inside = maps.masked_fill(~patch_content(content, grid_of(maps)), -torch.inf)
-        return maps, self._score(inside)
+        return maps, highest_mean(inside_only(maps, content), self.config.score_top)
 
     def _loss(
         self, network: TwoLayerHead, reads: Sequence[Tensor], labels: Tensor, masks: Tensor, drawn: Tensor
     ) -> Tensor:
         maps = network(reads[0])
-        return focal_loss(self._score(maps).sigmoid(), labels) + sum(map_losses(maps.sigmoid(), masks, drawn))
+        score = highest_mean(maps, self.config.score_top)
+        return focal_loss(score.sigmoid(), labels) + sum(map_losses(maps.sigmoid(), masks, drawn))
 
     def _optimiser(self, network: TwoLayerHead) -> torch.optim.Optimizer:
         return torch.optim.AdamW(network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
-
-    def _score(self, maps: Tensor) -> Tensor:
-        """Mean log-odds of the most abnormal places: [B, h, w], -inf on bars -> [B]."""
-        count = max(1, round(self.config.score_top * maps[0].numel()))
-        top = maps.flatten(1).topk(count, dim=1).values  # [B, count]
-        there = top.isfinite()
-        return top.masked_fill(~there, 0).sum(dim=1) / there.sum(dim=1)

@@ -67,8 +67,8 @@ class Service:
             slices: Slices of volumes, such as "middle", "40" or "40-80:5".
             window: Intensity window of CT: as stored, soft tissue, lung, brain or bone.
             seed: Start of all random draws; the same scans and seed give the same adapter.
-            abnormals: Up to 64 abnormal scans, given as the normal ones, for the methods two_layer, conrad and madclip;
-                madclip needs some.
+            abnormals: Up to 64 abnormal scans, given as the normal ones, for the methods guided_memory, two_layer,
+                conrad and madclip; guided_memory and madclip need some.
             masks: For each abnormal scan, in their order, a picture of the same size that is white where the scan is
                 abnormal, or an empty text where nobody drew one; nothing for no masks at all.
             variants: Variants of the method, such as "heads=common" of madclip, see `python -m fmclip methods`.

@@ -25,10 +25,11 @@ KINDS = {
 """Views in words."""
 ASK = "Click a spot on the scan: here you see the patches of the reference scans that it was compared with."
 NOT_AT_HAND = "The adapter came from a file, which holds no pictures: the reference patches have numbers only."
-MAP_NAMES = {"patch memory": "Patch memory", "learned": "Learned map"}
+MAP_NAMES = {"patch memory": "Patch memory", "learned": "Learned map", "abnormal scans": "Abnormal scans"}
 MAP_HINTS = {
     "patch memory": "distance to the nearest patches of the references; its height says how odd, its shape where",
     "learned": "from prompts and adapters trained on synthetic anomalies",
+    "abnormal scans": "what is more like the abnormal scans that were given than like the normal ones",
 }
 
 

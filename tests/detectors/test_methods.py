@@ -19,16 +19,22 @@ LESIONS = [lesion_scan(40 + place, centre) for place, centre in enumerate(CENTRE
 TEST_NORMALS = [normal_scan(seed) for seed in range(60, 72)]
 TEST_LESIONS = [lesion_scan(80 + place, centre) for place, centre in enumerate(CENTRES)]
 TRAINED = ["two_layer", "madclip", "conrad"]
-WITH_ABNORMALS = ["two_layer", "madclip", "conrad"]
+WITH_ABNORMALS = ["two_layer", "madclip", "conrad", "guided_memory"]
 WITHOUT = ["two_layer", "conrad"]
 QUICK = {
     "cosine": {},
+    "guided_memory": {},
     "two_layer": {"epochs": 60, "folds": 2, "pool_size": 64, "copies": 1},
     "madclip": {"epochs": 10, "folds": 2, "copies": 1, "synonyms": 1, "hidden": 32},
     "conrad": {"epochs": 12, "lr": 0.005, "folds": 2, "copies": 1, "pool_size": 64, "context_tokens": 2},
 }
-TOWERS = {"cosine": "tiny-resnet", "two_layer": "tiny-resnet", "madclip": "tiny-resnet"}
-GOOD = {"two_layer": 0.9, "madclip": 0.9, "conrad": 0.7}  # image AUROC; random blocks blur a lesion over the picture
+TOWERS = {**dict.fromkeys(["cosine", "two_layer", "madclip"], "tiny-resnet"), "guided_memory": "mini"}
+GOOD = {
+    "two_layer": 0.9,
+    "madclip": 0.9,
+    "guided_memory": 0.9,
+    "conrad": 0.7,
+}  # image AUROC; random blocks blur a lesion over the picture
 SYNTHETIC_TOWERS = {
     "two_layer": "mini",
     "conrad": "tiny",
