@@ -78,7 +78,10 @@ class FusionMedCLIP(Detector):
     title = "FusionMedCLIP (default)"
     compares_patches = True
     spread_prior = MEMORY_SPREAD
-    summary = "A memory of your scans' patches; prompts and adapters that learn from synthetic anomalies help to map."
+    summary = (
+        "A memory of your scans' patches; prompts and adapters that learn from synthetic anomalies help to map. "
+        "Abnormal scans at hand too? Guided memory learns from them."
+    )
 
     memory_: ReferenceMemory
     network_: FusionNetwork | None = None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from screenshots import keep_screenshot
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -135,3 +136,19 @@ def test_a_reload_finds_the_session_again_and_another_tab_does_not(visitor: Page
     visitor.reload(wait_until="domcontentloaded")
     expect(visitor.get_by_text("A memory of your scans")).to_be_visible(timeout=LONG)
     expect(visitor.locator("#references img")).to_have_count(0)
+
+
+def test_abnormal_scans_guide_the_memory_and_their_part_of_the_map_is_shown(visitor: Page, tmp_path):
+    upload_zip(visitor, tmp_path, 8)
+    choose_method(visitor, "Guided memory")
+    expect(visitor.get_by_text("Abnormal scans (this method needs some)")).to_be_visible()
+    files = sorted((CASE / "query").glob("*.png"))
+    visitor.set_input_files("#abnormal-files input[type=file]", files[5:7])
+    expect(visitor.locator("#abnormals img")).to_have_count(2)
+    visitor.click("#adapt")
+    expect(visitor.locator("#status")).to_contain_text("Adapted to 8 reference scans", timeout=LONG)
+    visitor.set_input_files("#query-files input[type=file]", [files[0], files[7]])
+    expect(visitor.locator("#cards .fm-card")).to_have_count(2, timeout=LONG)
+    visitor.get_by_role("tab", name="Maps side by side").click()
+    expect(visitor.locator("#maps")).to_contain_text("more like the abnormal scans that were given")
+    keep_screenshot(visitor, "guided", tmp_path)
