@@ -56,8 +56,8 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("--name", "methods-by-k", "--k", "4", "8", "32", "--seeds", "2"),
     ),
     "with-abnormals": (
-        *("methods", "--method", "guided_memory", "--method", "patch_memory", "--method", "two_layer"),
-        *("--method", "madclip", "--name", "with-abnormals", "--k", "4", "16", "--seeds", "3"),
+        *("quality", "--method", "guided_memory", "--method", "two_layer", "--half", "report"),
+        *("--k", "16", "--abnormal-k", "16", "--seeds", "5"),
     ),
     "guided": (
         *("methods", "--method", "guided_memory", "--method", "patch_memory"),

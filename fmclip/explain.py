@@ -134,7 +134,7 @@ def explain(
     """Find what a spot of a scan was compared with.
 
     Args:
-        detector: A fitted detector with a patch memory (patch_memory, fusionmedclip).
+        detector: A fitted detector with a patch memory (patch_memory, fusionmedclip, guided_memory).
         scan: Any scan; it need not have been mapped before.
         x: Column of the spot on the scan's pixels, 0 up to its width.
         y: Row of the spot.
@@ -156,7 +156,7 @@ def explain(
     if not isinstance(detector, HasPatchMemory):
         raise FmclipError(
             f"The method {detector.name} compares no patches with those of the reference scans: adapt with "
-            "fusionmedclip or patch_memory to see them."
+            "fusionmedclip, patch_memory or guided_memory to see them."
         )
     memory, learned_from = detector.memory_, distinct(references)
     if len(learned_from) != memory.references:

@@ -54,7 +54,7 @@ def mark_normal(detector: Detector, regions: Sequence[NormalRegion], *, keep: in
     """Let the patches of regions join a detector's memory, in place of those that joined it before.
 
     Args:
-        detector: A fitted detector with a patch memory (patch_memory, fusionmedclip).
+        detector: A fitted detector with a patch memory (patch_memory, fusionmedclip, guided_memory).
         regions: All regions that are normal from now on.
         keep: Regions that stay, counted from the first that ever joined, such as those of an adapter from a file.
 
@@ -67,7 +67,7 @@ def mark_normal(detector: Detector, regions: Sequence[NormalRegion], *, keep: in
     if not isinstance(detector, HasPatchMemory):
         raise FmclipError(
             f"The method {detector.name} has no memory of patches that a region could join: mark the whole scan as "
-            "normal instead, or adapt with fusionmedclip or patch_memory."
+            "normal instead, or adapt with fusionmedclip, patch_memory or guided_memory."
         )
     if keep + len(regions) > MAX_REGIONS:
         raise FmclipError(f"More than {MAX_REGIONS} regions are marked as normal: adapt to more normal scans instead.")

@@ -42,7 +42,7 @@ class Prediction:
         map: [H, W] float32 in [0, 1] on the source pixels; higher is more unlike the references.
         score: Score of the whole scan in [0, 1], on the scale of the map.
         parts: Further maps [H, W] in [0, 1] on the source pixels that the map was made of, by name, for those who ask
-            why ("patch memory", "learned").
+            why ("patch memory", "learned", "abnormal scans").
     """
 
     map: np.ndarray

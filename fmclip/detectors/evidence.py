@@ -40,7 +40,8 @@ class Evidence:
     """What speaks for an anomaly at each place of a scan, as two questions need it.
 
     Attributes:
-        scored: [B, h, w], whether the scan deviates: all evidence, hardly smoothed.
+        scored: [B, h, w], whether the scan deviates: all evidence, hardly smoothed; times what a method knows of the
+            whole scan.
         placed: [B, h, w], where it does: evidence that places well, smoothed more.
     """
 

@@ -11,11 +11,16 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from fmclip.detectors import DETECTORS
-from fmclip.detectors.base import to_pixels
-from fmclip.detectors.guided_memory import MOST, Guide, _by_folds
-from fmclip.errors import CheckpointError
+from fmclip.detectors.base import batched_features, to_pixels
+from fmclip.detectors.evidence import MEMORY_SPREAD, Evidence
+from fmclip.detectors.guided_memory import MOST, Guide, _abnormal_places, _by_folds, _scored_views
+from fmclip.detectors.samples import mask_squares
+from fmclip.errors import CheckpointError, Stopped
+from fmclip.patch_grid import patch_content
+from fmclip.prediction_interval import spread_of
 from fmclip.scans import Scan
 from fmclip.towers import get_tower
+from fmclip.views import levels_needed
 
 REFERENCES = [normal_scan(seed) for seed in range(6)]
 PLACES = [(20 + 4 * (place % 6), 44 - 5 * (place % 5)) for place in range(16)]
@@ -46,6 +51,13 @@ NORMALS = [normal_scan(seed) for seed in range(60, 76)]
 def make(name: str = "guided_memory", **settings):
     kind = DETECTORS[name]
     return kind(get_tower("mini"), kind.config_class(**settings))
+
+
+def reloaded(detector, state):
+    copy = make()
+    copy.reference_scores_ = detector.reference_scores_
+    copy.load_state(state)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +100,9 @@ def test_abnormal_scans_without_masks_leave_the_shape_of_the_map_alone(memory, g
     plain, own, drawn = (one._answer(pixels, content).flatten(1) for one in (memory, unmasked, guided))  # [3, h * w]
     torch.testing.assert_close(own / own.amax(1, True), plain / plain.amax(1, True))
     assert not torch.allclose(drawn / drawn.amax(1, True), plain / plain.amax(1, True), rtol=0.05)
-    assert float(unmasked.guide_.drawn) == 0
-    assert float(make().fit(REFERENCES, TAUGHT, abnormal_masks=[*MASKS[:3], None, None, None]).guide_.drawn) == 0.5
+    half = make().fit(REFERENCES, TAUGHT, abnormal_masks=[*MASKS[:3], None, None, None])
+    assert float(unmasked.guide_.map_step) == 0
+    assert float(half.guide_.map_step) == pytest.approx(float(guided.guide_.map_step) / 2)
 
 
 def test_what_the_abnormal_scans_do_not_show_is_still_found(memory, guided):
@@ -97,12 +110,36 @@ def test_what_the_abnormal_scans_do_not_show_is_still_found(memory, guided):
     assert image_auroc(guided, bright) >= image_auroc(memory, bright) - 0.02
 
 
-def test_new_normal_scans_score_as_the_references_do(guided):
-    """The references are scored by guides that have not seen them; seen ones would score too low."""
-    threshold = guided.calibration().threshold
-    above = np.mean([one.score > threshold for one in guided.predict(NORMALS)])
-    assert above <= 0.25
-    assert all(0 < score < 1 for score in guided.reference_scores_)
+def test_references_are_scored_by_guides_that_have_not_seen_them(guided):
+    """Level, spread and scores by hand: the folds of six are the first two, the next two, the fifth, the sixth."""
+    pixels, content, _ = to_pixels([*REFERENCES, *TAUGHT], guided.tower)
+    features = batched_features(guided.tower, pixels, levels_needed(guided.memory_.views))
+    looks = _scored_views(features, guided.memory_)
+    masks = torch.nn.functional.adaptive_avg_pool2d(mask_squares(TAUGHT, MASKS, guided.tower)[0][:, None], 14)[:, 0]
+    inside = patch_content(content, (14, 14))
+    chosen = torch.cat([inside[:6], (masks >= 0.5) & inside[6:]])
+    unseen = torch.empty(12, 14, 14)
+    for held in ([0, 1], [2, 3], [4], [5]):
+        for first, others in ((0, range(6, 12)), (6, range(6))):
+            rows = [first + place for place in range(6) if place not in held]
+            normal, abnormal = (rows, [*others]) if first == 0 else ([*others], rows)
+            patches = ([look.permute(0, 2, 3, 1)[own][chosen[own]] for look in looks] for own in (normal, abnormal))
+            guide = Guide.learn(*patches, 0.5)
+            mine = [first + place for place in held]
+            unseen[mine] = guide.log_odds([look[mine] for look in looks])
+    highest = guided._highest(unseen, content)
+    assert float(guided.guide_.level) == pytest.approx(float(highest[:6].mean()), rel=1e-4)
+    spread = (highest[:6].var() / 2 + highest[6:].var() / 2).sqrt().maximum(highest[:6].std())
+    assert float(guided.guide_.spread) == pytest.approx(float(spread), rel=1e-4)
+    bare = make("patch_memory").fit(REFERENCES).reference_scores_
+    log_odds = np.log(bare) - np.log1p(-np.array(bare))
+    unit = spread_of(bare, MEMORY_SPREAD)
+    assert float(guided.guide_.score_step) == pytest.approx(0.5 * 10 / 12 * unit, rel=1e-4)
+    moved = float(guided.guide_.score_step) * (highest[:6] - highest[:6].mean()).numpy() / float(spread)
+    expected = 1 / (1 + np.exp(-(log_odds + moved)))
+    np.testing.assert_allclose(guided.reference_scores_, expected, rtol=1e-4)
+    seen = guided._highest(guided.guide_.log_odds([look[:6] for look in looks]), content[:6])
+    assert float(seen.mean()) < float(highest[:6].mean()) - 0.1 * float(spread)  # these would be too low
 
 
 def test_a_fold_knows_nothing_of_the_scans_it_scores():
@@ -115,7 +152,7 @@ def test_a_fold_knows_nothing_of_the_scans_it_scores():
         one = torch.ones(())
         return Guide((centre,), 0 * one, 0 * one, one, one, one)
 
-    found = _by_folds(looks, torch.arange(6), learn)
+    found = _by_folds(looks, learn)
     assert sorted(len(rest) for rest in asked) == [4, 4, 5, 5]
     for place in range(6):
         rest = next(one for one in asked if place not in one)
@@ -148,25 +185,95 @@ def test_several_views_add_up_and_one_patch_is_enough():
     torch.testing.assert_close(both.log_odds(looks), expected)
 
 
-def test_the_guide_is_followed_up_to_a_bound(guided):
-    wild = replace(guided.guide_, offset=guided.guide_.offset + 1e9)
-    assert float(wild.deviations(wild.log_odds([torch.zeros(1, len(one), 1, 1) for one in wild.weights]))) == MOST
-    copy = make()
-    copy.reference_scores_ = guided.reference_scores_
-    copy.load_state(guided.state())
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_guide_is_followed_up_to_a_bound(guided, sign):
+    wild = replace(guided.guide_, offset=guided.guide_.offset + sign * 1e9)
+    empty = [torch.zeros(1, len(one), 1, 1) for one in wild.weights]
+    assert float(wild.deviations(wild.log_odds(empty))) == sign * MOST
+    copy = reloaded(guided, guided.state())
+    before = copy.predict(NORMALS[:1])[0]
     copy.guide_ = wild
-    before, after = guided.predict(NORMALS[:1])[0], copy.predict(NORMALS[:1])[0]
+    after = copy.predict(NORMALS[:1])[0]
     assert np.isfinite(after.map).all()
     log_odds = [np.log(one.score / (1 - one.score)) for one in (before, after)]
-    assert 0 < log_odds[1] - log_odds[0] <= 2 * MOST * 0.5 * float(wild.unit) + 1e-3
+    assert 0 < sign * (log_odds[1] - log_odds[0]) <= 2 * MOST * float(wild.score_step) + 1e-3
 
 
-def test_a_mask_that_marks_nothing_counts_as_none_and_a_tiny_one_counts():
-    empty = make().fit(REFERENCES, TAUGHT, abnormal_masks=[np.zeros((SIDE, SIDE), bool)] * 6)
-    assert np.isfinite(empty.predict(NEW[:1])[0].map).all()
-    tiny = np.zeros((SIDE, SIDE), bool)
-    tiny[30, 30] = True
-    assert np.isfinite(make().fit(REFERENCES, TAUGHT[:1], abnormal_masks=[tiny]).predict(NEW[:1])[0].map).all()
+def test_a_mask_that_marks_nothing_counts_as_none(unmasked):
+    nothing = np.zeros((SIDE, SIDE), bool)
+    empty = make().fit(REFERENCES, TAUGHT, abnormal_masks=[nothing] * 6)
+    assert empty.reference_scores_ == unmasked.reference_scores_
+    np.testing.assert_array_equal(empty.predict(NEW[:1])[0].map, unmasked.predict(NEW[:1])[0].map)
+
+
+def test_the_smallest_mask_marks_its_patch():
+    tiny = torch.zeros(1, 224, 224)
+    tiny[0, 100, 60] = 1e-5
+    content = torch.ones(1, 224, 224, dtype=torch.bool)
+    odd = Evidence(torch.rand(1, 14, 14), torch.rand(1, 14, 14))
+    chosen, drawn = _abnormal_places(tiny, odd, content)
+    assert chosen.nonzero().tolist() == [[0, 6, 3]]
+    assert drawn.tolist() == [True]
+    content[:, :112] = False  # what lies on a letterbox bar is none of the scan's
+    chosen, drawn = _abnormal_places(tiny, odd, content)
+    assert drawn.tolist() == [False]
+    assert not chosen[:, :7].any()
+    assert chosen.sum() == 10  # a twentieth of the places
+
+
+def test_copies_of_an_abnormal_scan_teach_nothing_more(memory):
+    """They would say that abnormal scans hardly differ; of a masked and a bare copy the masked one stays."""
+    alone = make().fit(REFERENCES, TAUGHT[:1], abnormal_masks=MASKS[:1])
+    bare = Scan(TAUGHT[0].pixels.copy())
+    repeated = make().fit(REFERENCES, [bare, *TAUGHT[:1] * 8], abnormal_masks=[None, *MASKS[:1] * 8])
+    assert repeated.n_abnormals_ == 1
+    assert repeated.reference_scores_ == alone.reference_scores_
+    assert float(repeated.guide_.map_step) == float(alone.guide_.map_step) > 0
+
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 0.004, (SIDE, SIDE)).astype(np.float32) for _ in range(24)]
+    slices = [Scan((TAUGHT[0].pixels + one).clip(0, 1)) for one in noise]
+    much_the_same = make().fit(REFERENCES, slices, abnormal_masks=MASKS[:1] * 24)
+    assert float(much_the_same.guide_.spread) > 0.8 * float(alone.guide_.spread)
+    assert image_auroc(much_the_same) > image_auroc(memory) - 0.05
+
+
+def test_a_letterboxed_scan_is_judged_by_what_is_on_it(guided):
+    """The discriminant sees bars as any patch; they count neither for the score nor in what is shown."""
+    narrow = [Scan(scan.pixels[:, 16:48].copy()) for scan in (*NEW[:2], *NORMALS[:2])]
+    pixels, content, _ = to_pixels(narrow, guided.tower)
+    log_odds = guided._look(pixels, content)[1]
+    bars = ~patch_content(content, (14, 14))
+    changed = log_odds.masked_fill(bars, 1e3)
+    assert bars.any()
+    torch.testing.assert_close(guided._highest(changed, content), guided._highest(log_odds, content))
+    learned = make().fit(
+        [Scan(one.pixels[:, 16:48].copy()) for one in REFERENCES], [Scan(TAUGHT[0].pixels[:, 16:48].copy())]
+    )
+    assert np.isfinite(learned.predict(narrow)[0].map).all()
+
+
+def test_what_the_abnormal_scans_taught_is_shown_where_it_is(guided):
+    for scan, centre in zip(NEW[:3], PLACES[:3], strict=True):
+        part = guided.predict([scan])[0].parts["abnormal scans"]
+        assert part[mask_of(centre)].max() > 0.5
+        assert part[mask_of(centre)].mean() > part[~mask_of(centre)].mean() + 0.2
+
+
+def test_a_fit_that_is_stopped_or_fails_leaves_the_one_before(guided, monkeypatch):
+    detector = make().fit(REFERENCES, TAUGHT, abnormal_masks=MASKS)
+
+    def stop(event):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        detector.fit(REFERENCES[:4], TAUGHT[:2], on_event=stop)
+    monkeypatch.setattr(detector, "_guided", None)
+    with pytest.raises(TypeError):
+        detector.fit(REFERENCES[:4], TAUGHT[:2])
+    monkeypatch.undo()
+    assert detector.reference_scores_ == guided.reference_scores_
+    assert detector.predict(NEW[:1])[0].score == guided.predict(NEW[:1])[0].score
 
 
 def test_two_references_and_one_abnormal_scan_will_do():
@@ -181,13 +288,31 @@ def test_settings_out_of_range_are_refused(settings):
         make(**settings)
 
 
-def test_a_guide_of_another_width_or_without_spread_is_refused(guided):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guide.weight.0": torch.zeros(2)},
+        {"guide.weight.0": torch.zeros(128, dtype=torch.int32)},
+        {"guide.spread": torch.tensor(0.0)},
+        {"guide.score_step": torch.tensor(1e9)},
+        {"guide.map_step": torch.tensor(-0.1)},
+        {"guide.level": torch.tensor(float("nan"))},
+        {"guide.offset": torch.zeros(2)},
+        {"n_abnormals": torch.tensor(0)},
+        {"n_abnormals": torch.tensor(float("inf"))},
+    ],
+)
+def test_a_guide_that_is_none_is_refused(guided, wrong):
     state = guided.state()
-    for wrong in ({"guide.weight.0": torch.zeros(2)}, {"guide.spread": torch.tensor(0.0)}):
-        copy = make()
-        copy.reference_scores_ = guided.reference_scores_
-        with pytest.raises(CheckpointError, match="guide"):
-            copy.load_state({**state, **wrong})
+    assert wrong.keys() <= state.keys()
+    with pytest.raises(CheckpointError, match="guide"):
+        reloaded(guided, {**state, **wrong})
+
+
+def test_weights_beyond_all_measure_give_numbers_all_the_same(guided):
+    state = guided.state()
+    copy = reloaded(guided, {**state, "guide.weight.0": 3e38 * (-1.0) ** torch.arange(len(state["guide.weight.0"]))})
+    assert np.isfinite(copy.predict(NEW[:1])[0].map).all()
 
 
 def test_without_guidance_it_is_the_patch_memory(memory):
