@@ -309,7 +309,7 @@ def _abnormal_places(squares: Tensor, odd: Evidence, content: Tensor) -> tuple[T
     inside = patch_content(content, grid)
     share = F.adaptive_avg_pool2d(squares[:, None], grid)[:, 0] * inside  # [a, h, w]
     most = share.flatten(1).amax(dim=1)[:, None, None]
-    covered = (share >= most.clamp_max(0.5)) & inside
+    covered = share >= most.clamp_max(0.5)  # which bars are not, where there is a mask
     scored = odd.scored.masked_fill(~inside, -torch.inf).flatten(1)
     least = scored.topk(max(1, round(GUESSED * scored.shape[1])), dim=1).values[:, -1:]
     oddest = (scored >= least).view_as(inside) & inside

@@ -16,6 +16,7 @@ from fmclip.detectors.evidence import MEMORY_SPREAD, Evidence
 from fmclip.detectors.guided_memory import MOST, Guide, _abnormal_places, _by_folds, _scored_views
 from fmclip.detectors.samples import mask_squares
 from fmclip.errors import CheckpointError, Stopped
+from fmclip.maps import smooth_inside
 from fmclip.patch_grid import patch_content
 from fmclip.prediction_interval import spread_of
 from fmclip.scans import Scan
@@ -40,6 +41,11 @@ def faint(seed: int, centre: tuple[int, int]) -> Scan:
 def mask_of(centre: tuple[int, int]) -> np.ndarray:
     rows, columns = np.mgrid[:SIDE, :SIDE]
     return np.hypot(rows - centre[0], columns - centre[1]) < 8
+
+
+def narrow(scans: list[Scan]) -> list[Scan]:
+    """Without the outer eighths left and right."""
+    return [Scan(scan.pixels[:, 8:56].copy(), label=scan.label) for scan in scans]
 
 
 TAUGHT = [faint(40 + place, centre) for place, centre in enumerate(PLACES[:6])]
@@ -110,36 +116,40 @@ def test_what_the_abnormal_scans_do_not_show_is_still_found(memory, guided):
     assert image_auroc(guided, bright) >= image_auroc(memory, bright) - 0.02
 
 
-def test_references_are_scored_by_guides_that_have_not_seen_them(guided):
-    """Level, spread and scores by hand: the folds of six are the first two, the next two, the fifth, the sixth."""
-    pixels, content, _ = to_pixels([*REFERENCES, *TAUGHT], guided.tower)
-    features = batched_features(guided.tower, pixels, levels_needed(guided.memory_.views))
-    looks = _scored_views(features, guided.memory_)
-    masks = torch.nn.functional.adaptive_avg_pool2d(mask_squares(TAUGHT, MASKS, guided.tower)[0][:, None], 14)[:, 0]
+def test_references_are_scored_by_guides_that_have_not_seen_them():
+    """Level, spread and scores by hand, of scans with letterbox bars; the folds of six are 0 and 1, 2 and 3, 4, 5."""
+    normals, abnormals, masks = narrow(REFERENCES), narrow(TAUGHT), [mask[:, 8:56] for mask in MASKS]
+    guided = make().fit(normals, abnormals, abnormal_masks=masks)
+    pixels, content, _ = to_pixels([*normals, *abnormals], guided.tower)
+    looks = _scored_views(batched_features(guided.tower, pixels, levels_needed(guided.memory_.views)), guided.memory_)
+    shares = torch.nn.functional.adaptive_avg_pool2d(mask_squares(abnormals, masks, guided.tower)[0][:, None], 14)[:, 0]
     inside = patch_content(content, (14, 14))
-    chosen = torch.cat([inside[:6], (masks >= 0.5) & inside[6:]])
+    assert not inside.all()
+    chosen = torch.cat([inside[:6], (shares >= 0.5) & inside[6:]])
     unseen = torch.empty(12, 14, 14)
     for held in ([0, 1], [2, 3], [4], [5]):
         for first, others in ((0, range(6, 12)), (6, range(6))):
             rows = [first + place for place in range(6) if place not in held]
             normal, abnormal = (rows, [*others]) if first == 0 else ([*others], rows)
             patches = ([look.permute(0, 2, 3, 1)[own][chosen[own]] for look in looks] for own in (normal, abnormal))
-            guide = Guide.learn(*patches, 0.5)
             mine = [first + place for place in held]
-            unseen[mine] = guide.log_odds([look[mine] for look in looks])
-    highest = guided._highest(unseen, content)
-    assert float(guided.guide_.level) == pytest.approx(float(highest[:6].mean()), rel=1e-4)
-    spread = (highest[:6].var() / 2 + highest[6:].var() / 2).sqrt().maximum(highest[:6].std())
-    assert float(guided.guide_.spread) == pytest.approx(float(spread), rel=1e-4)
-    bare = make("patch_memory").fit(REFERENCES).reference_scores_
-    log_odds = np.log(bare) - np.log1p(-np.array(bare))
-    unit = spread_of(bare, MEMORY_SPREAD)
-    assert float(guided.guide_.score_step) == pytest.approx(0.5 * 10 / 12 * unit, rel=1e-4)
-    moved = float(guided.guide_.score_step) * (highest[:6] - highest[:6].mean()).numpy() / float(spread)
-    expected = 1 / (1 + np.exp(-(log_odds + moved)))
-    np.testing.assert_allclose(guided.reference_scores_, expected, rtol=1e-4)
-    seen = guided._highest(guided.guide_.log_odds([look[:6] for look in looks]), content[:6])
-    assert float(seen.mean()) < float(highest[:6].mean()) - 0.1 * float(spread)  # these would be too low
+            unseen[mine] = Guide.learn(*patches, 0.5).log_odds([look[mine] for look in looks])
+
+    def highest(log_odds):
+        smooth = smooth_inside(log_odds, inside[: len(log_odds)].float(), 0.4)
+        return torch.stack([one[own].topk(6).values.mean() for one, own in zip(smooth, inside, strict=False)])
+
+    level, spread = highest(unseen)[:6].mean(), highest(unseen)[:6].std()
+    spread = max(float(spread), float((highest(unseen)[:6].var() / 2 + highest(unseen)[6:].var() / 2).sqrt()))
+    assert float(guided.guide_.level) == pytest.approx(float(level), rel=1e-3)
+    assert float(guided.guide_.spread) == pytest.approx(spread, rel=1e-3)
+    bare = make("patch_memory").fit(normals).reference_scores_
+    assert float(guided.guide_.score_step) == pytest.approx(0.5 * 10 / 12 * spread_of(bare, MEMORY_SPREAD), rel=1e-3)
+    moved = float(guided.guide_.score_step) * ((highest(unseen)[:6] - level) / spread).numpy()
+    expected = 1 / (1 + np.exp(-(np.log(bare) - np.log1p(-np.array(bare)) + moved)))
+    np.testing.assert_allclose(guided.reference_scores_, expected, rtol=1e-3)
+    seen = highest(guided.guide_.log_odds([look[:6] for look in looks]))
+    assert float(seen.mean()) < float(level) - 0.1 * spread  # these would be too low
 
 
 def test_a_fold_knows_nothing_of_the_scans_it_scores():
@@ -236,21 +246,6 @@ def test_copies_of_an_abnormal_scan_teach_nothing_more(memory):
     much_the_same = make().fit(REFERENCES, slices, abnormal_masks=MASKS[:1] * 24)
     assert float(much_the_same.guide_.spread) > 0.8 * float(alone.guide_.spread)
     assert image_auroc(much_the_same) > image_auroc(memory) - 0.05
-
-
-def test_a_letterboxed_scan_is_judged_by_what_is_on_it(guided):
-    """The discriminant sees bars as any patch; they count neither for the score nor in what is shown."""
-    narrow = [Scan(scan.pixels[:, 16:48].copy()) for scan in (*NEW[:2], *NORMALS[:2])]
-    pixels, content, _ = to_pixels(narrow, guided.tower)
-    log_odds = guided._look(pixels, content)[1]
-    bars = ~patch_content(content, (14, 14))
-    changed = log_odds.masked_fill(bars, 1e3)
-    assert bars.any()
-    torch.testing.assert_close(guided._highest(changed, content), guided._highest(log_odds, content))
-    learned = make().fit(
-        [Scan(one.pixels[:, 16:48].copy()) for one in REFERENCES], [Scan(TAUGHT[0].pixels[:, 16:48].copy())]
-    )
-    assert np.isfinite(learned.predict(narrow)[0].map).all()
 
 
 def test_what_the_abnormal_scans_taught_is_shown_where_it_is(guided):
