@@ -174,7 +174,7 @@ def test_an_abnormal_scan_that_cannot_be_read_and_an_idle_mask_are_told(scans, t
         (
             "patch_memory",
             ["--abnormal", "abnormal"],
-            "never learns from abnormal scans: leave them out, or choose two_la",
+            "never learns from abnormal scans: leave them out, or choose guided_memory",
         ),
         ("madclip", ["--masks", "masks"], "give the abnormal scans too"),
         ("madclip", ["--abnormal", "abnormal", "--masks", "nowhere"], "folder of masks was not found"),
