@@ -133,7 +133,8 @@ def header(title: str, command: str) -> list[str]:
 def _page(results: Results, command: str) -> str:
     """Lay out all tables as Markdown."""
     lines = [*header("Quality", command), markdown(results.runs, results.skipped)]
-    quoted = [name for name in QUOTED if any(run.row.dataset == name for run in results.runs)]
+    from_normals = {run.row.dataset for run in results.runs if run.row.abnormal_k == 0}  # as the quoted figures are
+    quoted = [name for name in QUOTED if name in from_normals]
     if quoted:
         lines += [
             "## Quoted, not measured here",

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from fmclip.calibration import Calibration, distinct, require_references
 from fmclip.detectors.events import OnEvent, ignore
-from fmclip.errors import ExportError, NotFittedError, TowerError
+from fmclip.errors import ExportError, NotFittedError, ReferenceSetError, TowerError
 from fmclip.prediction_interval import SpreadPrior
 from fmclip.scans import Letterbox, Scan, letterbox
 from fmclip.towers import Tower
+
+N_ABNORMALS = "n_abnormals"
+"""Name of `Detector.n_abnormals_` in the state of a method that can learn from abnormal scans."""
 
 
 def setting(default: Any, text: str, variants: Mapping[Any, str] | None = None) -> Any:
@@ -242,6 +245,18 @@ class Detector(ABC):
         """
         require_references(normals)
         return distinct(normals), on_event or ignore
+
+    def _require_abnormals(self, abnormals: Sequence[Scan] | None) -> None:
+        """Refuse to learn without abnormal scans.
+
+        Raises:
+            ReferenceSetError: There are none.
+        """
+        if not abnormals:
+            raise ReferenceSetError(
+                f"{self.name} learns from abnormal scans too: give some beside the normal ones, or choose a method "
+                "that needs none."
+            )
 
     def _batches(self, scans: Sequence[Scan]) -> Iterator[tuple[Tensor, Tensor, list[Letterbox]]]:
         """Letterboxed scans, a few at a time, see `to_pixels`.

@@ -6,7 +6,7 @@ learned from the abnormal scans moves a score by about half of the references' s
 and never by more than `MOST` of these.
 
 What is learned is a linear discriminant (Fisher 1936) of the patches of each view that the memory scores, their
-log-odds added up: in closed form, so that it takes a second or so and the references can be scored by discriminants
+log-odds added up: in closed form, within seconds, so that the references can be scored by discriminants
 that have not seen them. Where masks are drawn they say which patches are abnormal, and the discriminant helps to place;
 elsewhere those that the memory finds oddest stand in, and it says only whether. The fewer scans there are, the less
 it is followed. Figures are in benchmarks/NOTES.md.
@@ -26,14 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmclip.calibration import distinct
-from fmclip.detectors.base import Prediction, batched_features, setting, to_pixels
+from fmclip.detectors.base import N_ABNORMALS, Prediction, batched_features, setting, to_pixels
 from fmclip.detectors.events import OnEvent, Ready
 from fmclip.detectors.evidence import SHARPNESS, TAIL, Evidence, image_scores, predictions, to_unit
 from fmclip.detectors.log_odds import highest_mean, inside_only
 from fmclip.detectors.patch_memory import PatchMemory, PatchMemoryConfig
 from fmclip.detectors.samples import mask_squares
-from fmclip.detectors.trained import N_ABNORMALS
-from fmclip.errors import CheckpointError, ReferenceSetError
+from fmclip.errors import CheckpointError
 from fmclip.maps import smooth_inside
 from fmclip.memory import ReferenceMemory
 from fmclip.patch_grid import grid_of, patch_content
@@ -147,11 +146,8 @@ class GuidedMemory(PatchMemory):
     ) -> GuidedMemory:
         """Remember the patches of the references, then learn what tells those of the abnormal scans from them."""
         normals, on_event = self._begin(normals, on_event)
-        if not abnormals:
-            raise ReferenceSetError(
-                f"{self.name} learns from abnormal scans too: give some beside the normal ones, or choose a method "
-                "that needs none."
-            )
+        self._require_abnormals(abnormals)
+        abnormals = list(abnormals or ())
         squares, _ = mask_squares(abnormals, abnormal_masks, self.tower)
         kept = _distinct_places(abnormals, squares)
         squares, abnormals = squares[kept], [abnormals[place] for place in kept]

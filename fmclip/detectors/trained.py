@@ -19,11 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmclip.detectors.base import Detector, DetectorConfig, Prediction, forward_passes, setting, to_pixels
+from fmclip.detectors.base import (
+    N_ABNORMALS,
+    Detector,
+    DetectorConfig,
+    Prediction,
+    forward_passes,
+    setting,
+    to_pixels,
+)
 from fmclip.detectors.events import OnEvent, Ready, StageStarted, Step, ignore
 from fmclip.detectors.log_odds import log_odds_predictions, map_offset, square_answer, to_probability
 from fmclip.detectors.samples import SYNTHESIS, Samples, balanced_batches, from_scans, from_synthesis
-from fmclip.errors import CheckpointError, ReferenceSetError, Stopped
+from fmclip.errors import CheckpointError, Stopped
 from fmclip.losses import dice_loss, focal_loss
 from fmclip.maps import resize_map
 from fmclip.patch_grid import grid_of
@@ -33,7 +41,6 @@ READING = "features"
 TRAINING = "training"
 SCORING = "scores of the references"
 MAP_OFFSET = "map_offset"
-N_ABNORMALS = "n_abnormals"
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,8 @@ class TrainedDetector(Detector):
     ) -> TrainedDetector:
         """Train on normal and abnormal scans; where the method can do without the latter, on synthetic anomalies."""
         normals, on_event = self._begin(normals, on_event)
-        if not abnormals and self.uses_abnormals == "required":
-            raise ReferenceSetError(
-                f"{self.name} learns from abnormal scans too: give some beside the normal ones, or choose a method "
-                "that needs none."
-            )
+        if self.uses_abnormals == "required":
+            self._require_abnormals(abnormals)
         generator = torch.Generator().manual_seed(self.config.seed)
         try:
             pixels, content, _ = to_pixels(normals, self.tower)

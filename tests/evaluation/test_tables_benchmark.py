@@ -4,10 +4,12 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import benchmarks.tables
+from benchmarks import quality
 from benchmarks.tables import IN_ONE_GO, TABLES, WITHOUT_MARKS, commands
 
 RESULTS = Path(benchmarks.tables.__file__).parent / "results"
@@ -55,3 +57,14 @@ def test_the_second_tower_is_passed_on_and_asked_for(options, tmp_path, monkeypa
     with pytest.raises(SystemExit):
         benchmarks.tables.main()
     assert "--transformer" in capsys.readouterr().err
+
+
+def test_published_figures_of_normal_scans_stand_beside_such_only(monkeypatch):
+    monkeypatch.setattr(quality, "markdown", lambda runs, skipped: "")
+
+    def page(abnormal_k: int) -> str:
+        row = SimpleNamespace(dataset="busi", abnormal_k=abnormal_k)
+        return quality._page(SimpleNamespace(runs=[SimpleNamespace(row=row)], skipped=[]), "command")
+
+    assert "| busi | FusionMedCLIP | 88.8 |" in page(0)
+    assert "FusionMedCLIP" not in page(16)
